@@ -1,0 +1,73 @@
+"""Step time of learning rules, as a ratio to Keras's own `train_step` on the unwrapped model.
+
+    python benchmarks/step_time.py --network bartunov_cifar10_conv --rules bp fa dfa --batch_size 128 --json out.json
+
+Every contender is a step in a graph loop of the same form: Keras's is `model.train_step` after `compile`, a rule's is
+`tfbio.Learner(model, rule).train_step`. Each has a model of its own with the same initial weights, Adam, the same batch,
+and reports loss and accuracy. All run in turn, round by round, in this process; ratios are of the same round.
+"""
+
+import argparse
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras  # noqa: E402  TensorFlow reads the log level when it is imported
+import tensorflow as tf  # noqa: E402
+from timing import interleaved, machine, ratios, table, write  # noqa: E402
+
+import tfbio  # noqa: E402
+
+
+def network(name: str) -> keras.Model:
+    """A network of `tfbio.models` or of `keras.applications`, with its default shape."""
+    keras.utils.set_random_seed(0)
+    if hasattr(tfbio.models, name):
+        return getattr(tfbio.models, name)()
+    return getattr(keras.applications, name)(weights=None, classifier_activation=None)
+
+
+def loop(model: keras.Model, x: tf.Tensor, y: tf.Tensor, steps: int, jit_compile: bool):
+    """A function that takes `steps` training steps on one batch, in one graph."""
+    step = tf.function(model.train_step, jit_compile=jit_compile)
+
+    @tf.function
+    def run():
+        for _ in tf.range(steps):
+            step((x, y))
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="bartunov_mnist_fc", help="a function of tfbio.models or keras.applications")
+    parser.add_argument("--rules", nargs="+", default=["bp", "fa", "dfa"])
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=20, help="steps in one timed call")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--jit_compile", action="store_true", help="compile all steps, Keras's too, with XLA")
+    parser.add_argument("--json", help="write the result here")
+    arguments = parser.parse_args()
+
+    plain = network(arguments.network)
+    x = tf.random.stateless_uniform((arguments.batch_size, *plain.input_shape[1:]), seed=(0, 0))
+    y = tf.random.stateless_uniform((arguments.batch_size,), (0, 1), 0, plain.output_shape[-1], tf.int32)
+    plain.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    plain.train_on_batch(x, y)  # builds optimizer and metrics
+    options = (x, y, arguments.steps, arguments.jit_compile)
+    contenders = {"keras": loop(plain, *options)}
+    for rule in arguments.rules:
+        learner = tfbio.Learner(network(arguments.network), rule)
+        learner.compile("adam", "softmax_cross_entropy")
+        contenders[rule] = loop(learner, *options)
+
+    seconds = interleaved(contenders, arguments.rounds, arguments.steps)
+    rows = ratios(seconds, "keras")
+    print(f"{arguments.network}, batch {arguments.batch_size}, XLA {arguments.jit_compile}, {machine()}")
+    print(table(rows))
+    write(arguments.json, {"arguments": vars(arguments), "machine": machine(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

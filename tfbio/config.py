@@ -1,0 +1,180 @@
+"""gin: the only room that knows it.
+
+Three things can be set in a gin file: the settings of a run (`train.<attribute of tfbio.run.Run>`), those of a study
+(`study.<argument>`), and the arguments of whatever they refer to (`@Adam`, `@FeedbackAlignment`, `@fully_connected`,
+`@load`, …). Everything is resolved before a run is built; no step function ever asks gin.
+
+Files are found by path, or by their name in the `gin/` folder that is installed with the package.
+"""
+
+import difflib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+import keras
+
+from tfbio import data, feedback, losses, models, rules
+from tfbio import run as runs
+from tfbio import study as studies
+
+__all__ = ["ConfigError", "load_run", "run_export", "run_evaluate", "run_study", "run_train"]
+
+
+class ConfigError(ValueError):
+    """A gin file or binding that can't be used."""
+
+
+_OPTIMIZERS = ("SGD", "RMSprop", "Adam", "AdamW", "Adamax", "Adadelta", "Adagrad", "Nadam", "Lion", "Adafactor", "Lamb")
+_SCHEDULES = ("CosineDecay", "CosineDecayRestarts", "ExponentialDecay", "PiecewiseConstantDecay", "PolynomialDecay")
+_INITIALIZERS = ("GlorotUniform", "GlorotNormal", "HeNormal", "HeUniform", "LecunNormal", "Orthogonal")
+_INITIALIZERS += ("RandomNormal", "RandomUniform", "VarianceScaling", "Zeros")
+
+
+def _register() -> None:
+    """Makes classes and functions known to gin as they are: none of them is changed."""
+
+    def add(module: str, source: Any, names: Sequence[str]) -> None:
+        for name in names:
+            gin.external_configurable(getattr(source, name), name=name, module=module)
+
+    gin.external_configurable(runs.Run, name="train", module="tfbio")
+    gin.external_configurable(studies.study, name="study", module="tfbio")
+    gin.external_configurable(data.load, name="load", module="tfbio.data")
+    add("tfbio.models", models, models.__all__)
+    add("tfbio.rules", rules, [n for n in rules.__all__ if n not in ("get", "LearningRule", "Update")])
+    add("tfbio.feedback", feedback, ("Random", "Symmetric"))
+    add("tfbio.losses", losses, ("MeanSquaredError", "SigmoidCrossEntropy", "SoftmaxCrossEntropy"))
+    add("keras.optimizers", keras.optimizers, _OPTIMIZERS)
+    add("keras.optimizers.schedules", keras.optimizers.schedules, _SCHEDULES)
+    add("keras.initializers", keras.initializers, _INITIALIZERS)
+
+
+_register()
+
+
+def gin_folders() -> list[Path]:
+    """Where gin files are looked for, in order: the current folder, then the installed tree."""
+    package = Path(__file__).parent
+    return [Path.cwd(), *(folder for folder in (package / "gin", package.parent / "gin") if folder.is_dir())]
+
+
+def parse(files: Sequence[str], params: Sequence[str]) -> str:
+    """Reads gin files and bindings, the later over the earlier, and nothing that was read before.
+
+    Args:
+        files: paths, or names below a `gin/` folder (`quickstart.gin`).
+        params: bindings, `train.epochs=5`.
+
+    Returns:
+        The whole configuration as gin text, fit to be parsed again.
+
+    Raises:
+        ConfigError: a file that can't be found, or a name or value that gin does not know.
+    """
+    gin.clear_config()
+    for folder in gin_folders():
+        gin.add_config_file_search_path(str(folder))
+    for file in files:
+        _check_exists(file)
+    logging.disable(logging.ERROR)  # gin logs an error for each folder of the search path that lacks the file
+    try:
+        gin.parse_config_files_and_bindings(list(files), list(params), finalize_config=True, skip_unknown=False)
+    except (ValueError, TypeError, OSError, SyntaxError, RuntimeError, AttributeError) as error:
+        raise ConfigError(_sentence(error)) from error
+    finally:
+        logging.disable(logging.NOTSET)
+    return gin.config_str()
+
+
+def _check_exists(file: str) -> None:
+    if any((folder / file).is_file() for folder in gin_folders()):
+        return
+    known = [str(path.relative_to(folder)) for folder in gin_folders()[1:] for path in folder.rglob("*.gin")]
+    near = difflib.get_close_matches(file, known, n=4, cutoff=0.3)
+    raise ConfigError(
+        f"Invalid value for `gin_file`: no file {file!r} here or in the installed gin tree. "
+        f"{'Near it: ' + ', '.join(near) if near else 'There are: ' + ', '.join(sorted(known))}."
+    )
+
+
+def _sentence(error: Exception) -> str:
+    """gin's message on one line."""
+    return " ".join(str(error).split())
+
+
+def load_run() -> runs.Run:
+    """The run that the parsed configuration describes.
+
+    Raises:
+        ConfigError: a required value is missing, or a value does not fit.
+    """
+    try:
+        return gin.get_configurable("train")()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(_sentence(error)) from error
+
+
+def run_train(gin_files: Sequence[str], bindings: Sequence[str], workdir: str, quiet: bool = False) -> dict[str, Any]:
+    """Parses, trains in `workdir`, and leaves `config.gin` (asked) and `operative_config.gin` (used) there.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        ConfigError: as `parse` and `load_run`; further errors as `tfbio.run.train`.
+    """
+    asked = parse(gin_files, bindings)
+    run = load_run()
+    folder = Path(workdir)
+
+    def save() -> None:
+        (folder / "config.gin").write_text(asked)
+        (folder / "operative_config.gin").write_text(gin.operative_config_str())
+
+    return runs.train(workdir, run, quiet=quiet, on_built=save)
+
+
+def run_evaluate(workdir: str, params: Sequence[str], split: str) -> dict[str, float]:
+    """The figures of a run directory on a split; `params` may rebind, say, `load.data_dir`."""
+    return runs.evaluate(workdir, _recorded_run(workdir, params), split)
+
+
+def run_export(workdir: str, params: Sequence[str], preprocessing: bool) -> tuple[str, str]:
+    """Exports a run directory; returns the paths of the `.keras` file and the SavedModel."""
+    return runs.export(workdir, _recorded_run(workdir, params), preprocessing)
+
+
+def _recorded_run(workdir: str, params: Sequence[str]) -> runs.Run:
+    file = os.path.abspath(os.path.join(workdir, "config.gin"))
+    if not os.path.isfile(file):
+        raise runs.WorkdirError(f"{workdir} is no run directory: it has no config.gin. Train there first: tfbio train.")
+    parse([file], params)
+    return load_run()
+
+
+def run_study(gin_files: Sequence[str], params: Sequence[str], workdir: str, workers: int | None) -> str:
+    """Parses and runs a study; `params` that don't begin with `study.` are passed on to every cell.
+
+    Returns:
+        The report, in Markdown.
+    """
+    own = [param for param in params if param.startswith("study.")]
+    parse(gin_files, own)
+    cells = [param for param in params if param not in own]
+    asked = gin.get_bindings("study")
+    arguments = {"params": [*_as_list(asked.get("params", ())), *cells]}
+    if workers is not None:
+        arguments["workers"] = workers
+    try:
+        configured = gin.get_configurable("study")
+    except ValueError as error:
+        raise ConfigError(_sentence(error)) from error
+    return configured(workdir, **arguments)
+
+
+def _as_list(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)

@@ -1,0 +1,75 @@
+r"""Fixed random feedback: $B$ is drawn once and never changes.
+
+Lillicrap et al. 2016, "Random synaptic feedback weights support error backpropagation for deep learning" (Nature
+Communications 7:13276): the error passes back through $B$ instead of $W^\top$, and $W$ comes to align with it.
+
+The literature's scales, all Keras initializers (fan-in and fan-out are the kernel's):
+
+| source | initializer |
+|---|---|
+| default: the scale of the forward weights (BioTorch) | `"glorot_uniform"` |
+| Lillicrap et al. 2016 | `RandomUniform(-0.5, 0.5)` |
+| Xiao et al. 2018, convolutions: $N(0, 2 / (k_h k_w c_{out}))$ | `VarianceScaling(2.0, "fan_out", "untruncated_normal")` |
+| Xiao et al. 2018, dense: $U(\pm 1/\sqrt{n_{in}})$ | `VarianceScaling(1 / 3, "fan_in", "uniform")` |
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfbio.feedback.base import FeedbackWeights
+from tfbio.serialization import register
+
+__all__ = ["Random", "seeded"]
+
+
+def seeded(initializer: Any, seed: int | None, index: int) -> keras.initializers.Initializer:
+    """A fresh copy of `initializer` with a seed of its own.
+
+    Args:
+        initializer: whatever `keras.initializers.get` takes.
+        seed: the rule's seed; None takes the next number of Keras's global generator (`keras.utils.set_random_seed`).
+        index: number of the draw, so that each kernel gets its own.
+
+    Returns:
+        A Keras initializer. Never the object passed: one with a fixed seed repeats its draw, and a kernel that is
+        initialised by the same object would equal its feedback.
+    """
+    config = keras.initializers.serialize(keras.initializers.get(initializer))
+    if "seed" in config["config"]:
+        drawn = None if seed is None else int(np.random.SeedSequence([seed, index]).generate_state(1)[0] >> 1)
+        config = {**config, "config": {**config["config"], "seed": drawn}}
+    return keras.initializers.deserialize(config)
+
+
+@register
+class Random(FeedbackWeights):
+    """Backward weights drawn once, independent of the forward ones.
+
+    Args:
+        initializer: the distribution, anything that `keras.initializers.get` takes; see the module's table.
+        scale: a factor on every draw.
+        seed: None draws from Keras's global seed.
+    """
+
+    def __init__(self, initializer: Any = "glorot_uniform", scale: float = 1.0, seed: int | None = None):
+        self._initializer = keras.initializers.get(initializer)
+        self.scale = scale
+        self.seed = seed
+
+    def initializer(self, index: int) -> Callable[..., tf.Tensor]:
+        draw = seeded(self._initializer, self.seed, index)
+        return lambda shape, dtype=None: self.scale * draw(shape, dtype=dtype)
+
+    def __call__(self, kernel: tf.Tensor, variable: tf.Tensor | None) -> tf.Tensor:
+        return variable
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "initializer": keras.initializers.serialize(self._initializer),
+            "scale": self.scale,
+            "seed": self.seed,
+        }

@@ -1,0 +1,139 @@
+r"""The `Feedback` wrapper: any weighted layer, with other weights in its backward pass.
+
+Forward it *is* the wrapped layer, $y = s(f(x; W))$. Backward, with $\delta$ the error at $f$'s output (after the exact
+derivative of the activation $s$):
+
+$$ \frac{\partial \ell}{\partial W} = \frac{\partial f(x; W)}{\partial W}^{\!\top} \delta \quad\text{(exact)}, \qquad
+   \frac{\partial \ell}{\partial x} := \frac{\partial f(x; B)}{\partial x}^{\!\top} \delta . $$
+
+A weighted layer is affine in $x$ given its kernel, so the second line needs no formula of its own for any layer: it is
+the layer's vector-Jacobian product, evaluated with $B$ in the kernel's place. The forward values of that evaluation are
+not used, and graphs drop them; what remains costs what backpropagation costs.
+
+A layer with several kernels, applied one after the other (separable convolutions), is treated as the chain it is: what
+goes back past a kernel, be it to the input or to an earlier kernel's own gradient, goes through that kernel's feedback.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfbio import feedback as feedback_weights
+from tfbio.layers.kernels import kernels
+from tfbio.serialization import register
+
+__all__ = ["Feedback"]
+
+
+def _redirect(y: tf.Tensor, sources: Sequence[tf.Tensor], vjp: Callable[[tf.Tensor], list[tf.Tensor]]) -> tf.Tensor:
+    """The identity on `y` whose gradient with respect to `sources` is `vjp` of the gradient at `y`."""
+
+    @tf.custom_gradient
+    def identity(y, *sources):
+        return tf.identity(y), lambda dy: (dy, *vjp(dy))
+
+    return identity(y, *sources)
+
+
+@register
+class Feedback(keras.layers.Wrapper):
+    """A weighted layer whose input gradient is taken at feedback weights instead of its kernel.
+
+    Args:
+        layer: a layer with kernels (`tfbio.layers.kernels`): dense, einsum, convolutions of every kind, or your own.
+        feedback: a `tfbio.feedback` object, name or config.
+        index: the layer's number in its network, so that one feedback seed gives every layer its own draw.
+
+    Input and output shapes and dtypes are the wrapped layer's.
+    """
+
+    def __init__(self, layer: keras.layers.Layer, feedback: Any = "symmetric", index: int = 0, **kwargs):
+        kwargs.setdefault("dtype", layer.dtype_policy)
+        kwargs.setdefault("name", f"{layer.name}_feedback")
+        # The wrapped layer runs in a stateless scope, which drops losses: the penalty on its outputs is added here.
+        kwargs.setdefault("activity_regularizer", layer.activity_regularizer)
+        super().__init__(layer, **kwargs)
+        self.supports_masking = layer.supports_masking
+        self.feedback = feedback_weights.get(feedback)
+        self.index = index
+
+    def build(self, input_shape: tuple | None = None) -> None:
+        super().build(input_shape)
+        self._feedback_variables = []
+        for number, kernel in enumerate(kernels(self.layer)):
+            # A layer has one or two kernels: two numbers a layer keep all draws of a network apart.
+            initializer = self.feedback.initializer(2 * self.index + number)
+            variable = None
+            if initializer is not None:
+                variable = self.add_weight(
+                    name=f"feedback_{number}",
+                    shape=kernel.shape,
+                    dtype=kernel.dtype,
+                    initializer=initializer,
+                    trainable=False,
+                )
+            self._feedback_variables.append(variable)
+
+    @property
+    def pairs(self) -> list[tuple[Any, Any]]:
+        """`(kernel, feedback)` for each kernel: what the forward and what the backward pass uses, in the same shape."""
+        weights = kernels(self.layer)
+        return [(w, self.feedback(w, b)) for w, b in zip(weights, self._feedback_variables, strict=True)]
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        forward = [tf.convert_to_tensor(kernel.value) for kernel in kernels(self.layer)]
+        backward = [
+            self.feedback(w, None if b is None else tf.convert_to_tensor(b.value))
+            for w, b in zip(forward, self._feedback_variables, strict=True)
+        ]
+        backward = [tf.stop_gradient(b) for b in backward]
+        *earlier, last = forward
+        # Each source's own path is cut here and comes back, through feedback, in `_redirect`.
+        outputs = self._affine(tf.stop_gradient(inputs), [*map(tf.stop_gradient, earlier), last])
+
+        def vjp(dy: tf.Tensor) -> list[tf.Tensor]:
+            gradients = []
+            for position, source in enumerate([inputs, *earlier]):
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch(source)
+                    affine = self._affine(inputs, [*forward[:position], *backward[position:]])
+                gradients.append(tape.gradient(affine, source, dy))
+            return gradients
+
+        outputs = _redirect(outputs, [inputs, *earlier], vjp)
+        activation = getattr(self.layer, "activation", None)
+        return outputs if activation is None else activation(outputs)
+
+    def _affine(self, inputs: tf.Tensor, weights: Sequence[tf.Tensor]) -> tf.Tensor:
+        """The wrapped layer without its activation, with `weights` as its kernels."""
+        substitution = list(zip(kernels(self.layer), weights, strict=True))
+        with _without_activation(self.layer), keras.StatelessScope(state_mapping=substitution):
+            return self.layer(inputs)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return self.layer.compute_output_shape(input_shape)
+
+    def compute_mask(self, inputs: tf.Tensor, previous_mask: tf.Tensor | None = None) -> tf.Tensor | None:
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        feedback = keras.saving.serialize_keras_object(self.feedback)
+        return {**config, "feedback": feedback, "index": self.index}
+
+
+@contextlib.contextmanager
+def _without_activation(layer: keras.layers.Layer) -> Iterator[None]:
+    """Takes the activation off `layer` while its call is traced."""
+    activation = getattr(layer, "activation", None)
+    if activation is None:
+        yield
+        return
+    layer.activation = None
+    try:
+        yield
+    finally:
+        layer.activation = activation

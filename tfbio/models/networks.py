@@ -1,0 +1,97 @@
+"""Plain feedforward networks of any size: stock Keras layers in a chain, under fixed names.
+
+Layers are called `conv_1`, `conv_2`, …, `dense_1`, …, `logits`, not by Keras's running numbers, which depend on what
+else a process has built: figures of single layers can then be compared between runs.
+"""
+
+from collections.abc import Sequence
+
+import keras
+
+__all__ = ["convolutional", "fully_connected"]
+
+
+def fully_connected(
+    input_shape: Sequence[int],
+    classes: int,
+    units: Sequence[int] = (256, 256),
+    activation: str | None = "tanh",
+    kernel_initializer: str | keras.Initializer = "glorot_uniform",
+    name: str = "fully_connected",
+) -> keras.Sequential:
+    """A network of fully connected layers.
+
+    Args:
+        input_shape: shape of one example, of any rank; flattened if it is not a vector.
+        classes: number of outputs.
+        units: units of each hidden layer; none for a linear classifier.
+        activation: activation of the hidden layers, as Keras accepts it.
+        kernel_initializer: initializer of all kernels, as Keras accepts it. Biases start at 0.
+        name: the model's name.
+
+    Returns:
+        a built model from examples of shape `(batch, *input_shape)` to logits of shape `(batch, classes)`.
+    """
+    layers = [keras.Input(input_shape)]
+    if len(input_shape) > 1:
+        layers.append(keras.layers.Flatten(name="flatten"))
+    layers += _dense_layers(units, classes, activation, kernel_initializer)
+    return keras.Sequential(layers, name=name)
+
+
+def convolutional(
+    input_shape: Sequence[int],
+    classes: int,
+    filters: Sequence[tuple[int, int, int]] = ((5, 64, 2), (5, 128, 2), (3, 256, 1)),
+    units: Sequence[int] = (1024,),
+    activation: str | None = "tanh",
+    kernel_initializer: str | keras.Initializer = "glorot_uniform",
+    padding: str = "same",
+    name: str = "convolutional",
+) -> keras.Sequential:
+    """A network of convolutions, which shrink the image by their strides (no pooling), and fully connected layers.
+
+    Args:
+        input_shape: shape of one image, `(height, width, channels)`.
+        classes: number of outputs.
+        filters: each convolution's `(kernel size, filters, stride)`, kernel size and stride in pixels.
+        units: units of each hidden fully connected layer after them; may be none.
+        activation: activation of all hidden layers, as Keras accepts it.
+        kernel_initializer: initializer of all kernels, as Keras accepts it. Biases start at 0.
+        padding: `"same"` (zeros, so that stride 1 keeps the image's size) or `"valid"`.
+        name: the model's name.
+
+    Returns:
+        a built model from images of shape `(batch, *input_shape)` to logits of shape `(batch, classes)`.
+
+    Raises:
+        ValueError: if `input_shape` is not that of an image, or an entry of `filters` has not three numbers.
+    """
+    if len(input_shape) != 3:
+        raise ValueError(
+            f"Invalid value for `input_shape`: expected (height, width, channels), received {tuple(input_shape)}."
+        )
+    layers = [keras.Input(input_shape)]
+    for number, entry in enumerate(filters, start=1):
+        if len(entry) != 3:
+            raise ValueError(
+                f"Invalid value for `filters`: expected entries (kernel size, filters, stride), received {entry}."
+            )
+        kernel_size, channels, stride = entry
+        options = {"activation": activation, "kernel_initializer": kernel_initializer, "name": f"conv_{number}"}
+        layers.append(keras.layers.Conv2D(channels, kernel_size, stride, padding, **options))
+    layers.append(keras.layers.Flatten(name="flatten"))
+    layers += _dense_layers(units, classes, activation, kernel_initializer)
+    return keras.Sequential(layers, name=name)
+
+
+def _dense_layers(
+    units: Sequence[int], classes: int, activation: str | None, kernel_initializer: str | keras.Initializer
+) -> list[keras.layers.Layer]:
+    """The fully connected layers that end a network."""
+    options = {"kernel_initializer": kernel_initializer}
+    hidden = [
+        keras.layers.Dense(count, activation=activation, name=f"dense_{number}", **options)
+        for number, count in enumerate(units, start=1)
+    ]
+    return [*hidden, keras.layers.Dense(classes, name="logits", **options)]

@@ -1,0 +1,139 @@
+"""What a learning rule is: a function from a batch to an update for each variable.
+
+A rule is built once for a model and a loss, and then only computes: it reads variables and writes none (the running
+statistics of batch normalisation aside), so that a trainer may call it in a graph, compile it, and run it on any number
+of replicas. To add one, subclass `LearningRule`; CONTRIBUTING.md has a complete example.
+"""
+
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfbio import losses
+
+__all__ = ["LearningRule", "Update", "example_weights"]
+
+Pairs = list[tuple[tf.Tensor, keras.Variable]]
+
+
+class Update(NamedTuple):
+    """What a rule computes from one batch (or one replica's share of it).
+
+    Attributes:
+        outputs: the network's logits, `(batch, …)`.
+        loss: scalar, float32: the weighted sum of the examples' losses, and the network's regularisation losses.
+        forward: `(gradient, variable)` for the model's trainable variables: what an optimizer subtracts.
+        feedback: the same for variables of the feedback pathway that learn, for an optimizer of their own.
+        logs: scalars to report, by name.
+    """
+
+    outputs: tf.Tensor
+    loss: tf.Tensor
+    forward: Pairs
+    feedback: Pairs = []
+    logs: dict[str, tf.Tensor] = {}
+
+
+def example_weights(x: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
+    """`weights`, or, where there are none, those of a mean over the batch: `(batch,)`, float32."""
+    if weights is not None:
+        return tf.convert_to_tensor(weights)
+    count = tf.shape(tf.nest.flatten(x)[0])[0]
+    return tf.fill([count], 1.0 / tf.cast(count, tf.float32))
+
+
+class LearningRule:
+    """Base of all rules. Subclasses define `compute`, and `setup` if they need variables or a rewired network."""
+
+    def __init__(self):
+        self.model: keras.Model | None = None
+        self.loss: losses.Loss | None = None
+
+    def build(self, model: keras.Model, loss: Any) -> None:
+        """Binds the rule to a model, creating all its variables. Call it inside the strategy's scope.
+
+        Args:
+            model: a built Keras model that ends in logits.
+            loss: a `tfbio.losses` loss, name or config.
+
+        Raises:
+            ValueError: the rule is built already, the model isn't, or it ends in the activation that the loss contains.
+        """
+        if self.model is not None:
+            raise ValueError(
+                f"Invalid call: this {type(self).__name__} is already built for {self.model.name!r}. Make a new one "
+                "for another model: type(rule).from_config(rule.get_config())."
+            )
+        loss = losses.get(loss)
+        check_logits(model, loss)
+        self.model, self.loss = model, loss
+        self.setup()
+
+    def setup(self) -> None:
+        """Creates what the rule needs beside `self.model` and `self.loss`; called once by `build`."""
+
+    def compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None = None) -> Update:
+        """The update from one batch.
+
+        Args:
+            x: inputs, `(batch, …)`.
+            y: labels as the loss takes them.
+            weights: `(batch,)`: each example's factor in all sums. A trainer passes one over the number of examples in
+                the **global** batch, so that updates are summed over replicas; None averages over this batch.
+
+        Returns:
+            An `Update`, linear in `weights`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `compute`.")
+
+    @property
+    def forward_variables(self) -> list[keras.Variable]:
+        """The variables of `Update.forward`, in its order."""
+        return self.model.trainable_variables
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All variables that the rule owns beside the model's: fixed and learned feedback. Checkpoints hold them."""
+        return []
+
+    @property
+    def feedback_variables(self) -> list[keras.Variable]:
+        """The variables of `Update.feedback`, in its order: those of `variables` that learn."""
+        return [variable for variable in self.variables if variable.trainable]
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, as plain data."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "LearningRule":
+        """The inverse of `get_config`: an unbuilt rule."""
+        return cls(**config)
+
+
+def check_logits(model: keras.Model, loss: losses.Loss) -> None:
+    """Refuses a model that is not built or whose last activation the loss contains already.
+
+    Raises:
+        ValueError: says what to pass instead.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"Invalid value for `model`: expected a keras.Model, received {model!r}.")
+    if not model.built:
+        raise ValueError(
+            f"Invalid value for `model`: expected a built model, received {model.name!r}, which has no variables yet. "
+            "Give it a keras.Input, or call it on a batch, first."
+        )
+    if not getattr(model, "outputs", None):
+        return  # a subclassed model shows no last layer
+    layer = model.outputs[0]._keras_history.operation
+    while isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
+        layer = layer.outputs[0]._keras_history.operation
+    activation = getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__).lower()
+    if activation in loss.contains:
+        raise ValueError(
+            f"Invalid value for `model`: expected logits as output, for {type(loss).__name__} contains the output "
+            f"activation; layer {layer.name!r} of {model.name!r} ends in {activation}. Build it without: activation="
+            "None (in keras.applications: classifier_activation=None)."
+        )

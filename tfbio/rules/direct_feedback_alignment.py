@@ -1,0 +1,124 @@
+r"""Direct feedback alignment: the output error goes straight to every stage; there is no backward chain.
+
+With the network cut into stages $h_l = f_l(h_{l-1})$, $e = \text{predict} - \text{target}$ the error at the output, and
+a fixed random projection $B_l$ of shape (outputs, units of $h_l$):
+
+$$ \frac{\partial \ell}{\partial h_l} := e B_l, \qquad
+   \Delta \theta_l \propto \left(\frac{\partial f_l(h_{l-1}; \theta_l)}{\partial \theta_l}\right)^{\!\top} e B_l , $$
+
+so a dense stage with activation $s_l$ gets $\delta_l = (e B_l) \odot s_l'(a_l)$. The last stage is trained by the exact
+gradient of its loss. The projection enters **behind** a stage's activation, pooling and normalisation, whose exact
+derivatives belong to the stage. Every stage sees a stopped gradient, so no error is ever sent through a weight to the
+stage below: the updates of all stages are independent of each other.
+
+Nøkland 2016, "Direct Feedback Alignment Provides Learning in Deep Neural Networks" (arXiv:1609.01596). The default
+scale is that of its code, $B_l \sim U(\pm 1/\sqrt{n_l})$ with $n_l$ the units of $h_l$.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfbio import feedback
+from tfbio.network import stages
+from tfbio.rules.backpropagation import regularization, weighted_loss
+from tfbio.rules.base import LearningRule, Update, example_weights
+from tfbio.serialization import register
+
+__all__ = ["DirectFeedbackAlignment", "project"]
+
+_NOKLAND = {
+    "class_name": "VarianceScaling",
+    "config": {"scale": 1 / 3, "mode": "fan_out", "distribution": "uniform"},
+}
+
+
+def project(error: tf.Tensor, projection: tf.Tensor, activations: tf.Tensor) -> tf.Tensor:
+    """$e B_l$ in the shape of $h_l$.
+
+    Args:
+        error: $e$, `(batch, outputs)`.
+        projection: $B_l$, `(outputs, units)`.
+        activations: $h_l$, `(batch, …)` with `units` entries an example; only its shape and dtype are used.
+
+    Returns:
+        The signal at $h_l$, in its shape and dtype.
+    """
+    signal = tf.matmul(tf.cast(error, projection.dtype), projection)
+    return tf.cast(tf.reshape(signal, tf.shape(activations)), activations.dtype)
+
+
+@register
+class DirectFeedbackAlignment(LearningRule):
+    """Every stage learns from the output error through its own fixed random projection.
+
+    Args:
+        initializer: the projections' distribution, anything that `keras.initializers.get` takes; None for Nøkland's.
+        scale: a factor on every draw.
+        seed: of the draws; None takes Keras's global seed.
+        cuts: names of layers to cut the model behind; None for one stage a weighted layer or block (`tfbio.stages`).
+    """
+
+    def __init__(
+        self,
+        initializer: Any = None,
+        scale: float = 1.0,
+        seed: int | None = None,
+        cuts: Sequence[str] | None = None,
+    ):
+        super().__init__()
+        self.feedback = feedback.Random(_NOKLAND if initializer is None else initializer, scale, seed)
+        self.cuts = None if cuts is None else tuple(cuts)
+
+    def setup(self) -> None:
+        self.stages = stages(self.model, self.cuts)
+        outputs = self.model.output_shape[1:]
+        self.projections = []
+        for number, stage in enumerate(self.stages[:-1]):
+            units = stage.output_shape[1:]
+            if None in units or None in outputs:
+                raise ValueError(
+                    f"Invalid value for `model`: direct feedback needs stages of a fixed size, received the output "
+                    f"shape {stage.output_shape} at {stage.name!r}. Give the model a fixed input shape."
+                )
+            self.projections.append(
+                keras.Variable(
+                    self.feedback.initializer(number),
+                    shape=(math.prod(outputs), math.prod(units)),
+                    dtype=self.model.variable_dtype,
+                    trainable=False,
+                    name=f"projection_{number}",
+                )
+            )
+
+    def compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None = None) -> Update:
+        weights = example_weights(x, weights)
+        variables = self.forward_variables
+        values = [variable.value for variable in variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            activations = [x]
+            for stage in self.stages:
+                activations.append(stage(tf.nest.map_structure(tf.stop_gradient, activations[-1]), training=True))
+            *hidden, outputs = activations[1:]
+            loss = weighted_loss(self.loss, y, outputs, weights)
+            penalty = tf.add_n([regularization(stage, weights, loss.dtype) for stage in self.stages])
+        error = self.loss.error(y, outputs)
+        error = tf.reshape(error, [tf.shape(error)[0], -1]) * tf.cast(weights, error.dtype)[:, tf.newaxis]
+        signals = [project(error, b.value, h) for b, h in zip(self.projections, hidden, strict=True)]
+        ones = [tf.ones_like(loss), tf.ones_like(penalty)]
+        gradients = tape.gradient(
+            [*hidden, loss, penalty], values, output_gradients=[*signals, *ones], unconnected_gradients="zero"
+        )
+        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        return Update(outputs, loss + penalty, list(zip(gradients, variables, strict=True)))
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        return self.projections
+
+    def get_config(self) -> dict[str, Any]:
+        return {**self.feedback.get_config(), "cuts": self.cuts}

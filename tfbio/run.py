@@ -1,0 +1,350 @@
+"""One run: the place where data, model, rule, optimizer and strategy meet.
+
+A `Run` is its settings. `train` carries it out in a work directory and can be called again after any interruption;
+`evaluate` and `export` use what the directory holds. Nothing here knows of gin.
+
+A run directory holds `run.json` (what the run is), `metrics.jsonl` (a line an epoch), `tensorboard/`, `checkpoints/`,
+`result.json` (once finished) and `export/` (once exported).
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfbio import data, losses, models, rules
+from tfbio import export as exporting
+from tfbio.analysis.alignment import GradientAngle
+from tfbio.training import Checkpoints, JsonLines, TensorBoardScalars, Trainer
+from tfbio.training.strategies import make_strategy
+
+__all__ = ["Run", "WorkdirError", "evaluate", "export", "train"]
+
+_EVALUATION_BATCH = 512
+
+
+class WorkdirError(RuntimeError):
+    """The work directory holds another run, or none."""
+
+
+@dataclass
+class Run:
+    """The settings of a run.
+
+    Attributes:
+        load: the data set: called with `split`, `batch_size`, `seed` and `shuffle`, as `tfbio.data.load`.
+        model: the network: called with `input_shape` and `classes`, returns a plain Keras model with logits out.
+        rule: a `tfbio.rules` rule, name or config, or a function that makes one.
+        optimizer: for the model's variables: a name or config, or a function that makes one.
+        feedback_optimizer: for feedback variables that learn; None for a copy of `optimizer`.
+        loss: a `tfbio.losses` loss, name or config.
+        epochs: passes over the training data, in all.
+        batch_size: examples in a global batch.
+        seed: of weights, feedback, the order of examples and augmentation.
+        strategy: `"one_device"` or `"mirrored"`.
+        jit_compile: compile with XLA: True, False or "auto".
+        precision: Keras's dtype policy: "float32", "mixed_bfloat16", "mixed_float16", "float64".
+        evaluate_on: splits to evaluate after every epoch, of "validation" and "test".
+        select_on: the split whose error chooses the best epoch: "validation" (used when there is one), or "test",
+            which makes the figure optimistic; it is named so wherever it is shown.
+        patience: stop after so many epochs without a better loss on `select_on`; None trains all epochs.
+        gradient_angle: measure the angle to backpropagation's gradient after every epoch.
+        checkpoint_steps: save every so many steps; None saves at ends of epochs only.
+        checkpoint_seconds: save at the first end of an epoch after so many seconds.
+        published: figures from a paper to show beside, `{"test_error": 0.0148, "source": "…"}`.
+        labels: what to call the parts of this run in tables; by default data set, network and rule.
+    """
+
+    load: Callable = data.load
+    model: Callable = models.fully_connected
+    rule: Any = "bp"
+    optimizer: Any = "adam"
+    feedback_optimizer: Any = None
+    loss: Any = "softmax_cross_entropy"
+    epochs: int = 10
+    batch_size: int = 64
+    seed: int = 0
+    strategy: str = "one_device"
+    jit_compile: bool | str = "auto"
+    precision: str = "float32"
+    evaluate_on: Sequence[str] = ("validation",)
+    select_on: str = "validation"
+    patience: int | None = None
+    gradient_angle: bool = False
+    checkpoint_steps: int | None = None
+    checkpoint_seconds: float = 300.0
+    published: dict[str, Any] | None = None
+    labels: dict[str, str] | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.epochs, int) or self.epochs < 1:
+            raise ValueError(f"Invalid value for `epochs`: expected a positive int, received {self.epochs!r}.")
+        for name, value in {"evaluate_on": self.evaluate_on, "select_on": (self.select_on,)}.items():
+            if isinstance(value, str) or not set(value) <= {"validation", "test"}:
+                raise ValueError(
+                    f"Invalid value for `{name}`: expected splits of 'validation' and 'test', received {value!r}."
+                )
+
+
+class _Assembly:
+    """A run's parts, built: the splits it has, and the trainer."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        keras.config.set_dtype_policy(run.precision)
+        keras.utils.set_random_seed(run.seed)
+        self.train_data, self.info = run.load(split="train", batch_size=run.batch_size, seed=run.seed)
+        strategy = make_strategy(run.strategy)
+        with strategy.scope():
+            model = run.model(input_shape=self.info.shape, classes=self.info.classes)
+            self.trainer = Trainer(
+                model,
+                _made(run.rule, rules.LearningRule),
+                _made(run.optimizer, keras.optimizers.Optimizer),
+                run.loss,
+                strategy=strategy,
+                jit_compile=run.jit_compile,
+                feedback_optimizer=_made(run.feedback_optimizer, keras.optimizers.Optimizer),
+                preprocessing=self.info.preprocessing,
+            )
+
+    def split(self, name: str) -> Any:
+        """A split for evaluation: in order, as it is; None for a validation split that was not set aside."""
+        if name not in self.info.splits:
+            return None
+        plain = {"augmentation": None, "shuffle": False, "drop_remainder": False}
+        return self.run.load(split=name, batch_size=_EVALUATION_BATCH, seed=self.run.seed, **plain)[0]
+
+    def describe(self) -> dict[str, Any]:
+        """What makes this run what it is: another run may not go on in its directory."""
+        trainer = self.trainer
+        return {
+            "dataset": {"name": self.info.name, "examples": self.info.examples, "shape": list(self.info.shape)},
+            "preprocessing": self.info.preprocessing.get_config(),
+            "model": [[variable.path.partition("/")[2], list(variable.shape)] for variable in trainer.model.variables],
+            "rule": {"name": type(trainer.rule).__name__, **trainer.rule.get_config()},
+            "optimizer": keras.saving.serialize_keras_object(trainer.optimizer)["config"],
+            "loss": type(trainer.loss).__name__,
+            "batch_size": self.run.batch_size,
+            "seed": self.run.seed,
+            "precision": self.run.precision,
+        }
+
+    def labels(self) -> dict[str, str]:
+        if self.run.labels:
+            return dict(self.run.labels)
+        rule = type(self.trainer.rule).__name__
+        return {"dataset": self.info.name, "network": self.trainer.model.name, "rule": rule}
+
+
+def _made(part: Any, kind: type) -> Any:
+    """`part`, or what it returns if it is a function (or class) that makes one."""
+    return part() if callable(part) and not isinstance(part, kind) else part
+
+
+def train(
+    workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """Trains, or goes on where the directory's last checkpoint stands, and writes `result.json`.
+
+    Args:
+        workdir: the run directory; made if need be.
+        run: the settings. A directory that holds another run is refused; more `epochs` go on from its end.
+        quiet: print nothing.
+        on_built: called once everything is built and the directory is this run's, before the first step.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        WorkdirError: the directory holds a run with other settings.
+        TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
+        NonFiniteLoss, ValueError, OSError: as `Trainer.fit` and `tfbio.data.load`.
+    """
+    started = time.monotonic()
+    folder = Path(workdir)
+    parts = _Assembly(run)
+    _claim(folder, parts.describe())
+    if on_built is not None:
+        on_built()
+    trainer = parts.trainer
+    checkpoints = Checkpoints(str(folder / "checkpoints"), run.checkpoint_steps, run.checkpoint_seconds)
+    step = trainer.restore(checkpoints)
+    result = _read_json(folder / "result.json")
+    if result is not None and result["epochs"] >= run.epochs:
+        return result
+    if step and not quiet:
+        print(f"going on from step {step} ({checkpoints.last})", flush=True)
+    (folder / "result.json").unlink(missing_ok=True)
+
+    held_out = {"val" if name == "validation" else name: parts.split(name) for name in run.evaluate_on}
+    held_out = {name: split for name, split in held_out.items() if split is not None}
+    angles = _gradient_angle(parts) if run.gradient_angle else None
+    lines = JsonLines(str(folder / "metrics.jsonl"))
+    callbacks = [angles, lines, TensorBoardScalars(str(folder / "tensorboard"))]
+    if run.patience is not None:
+        callbacks.append(_early_stopping(run, held_out, lines.read(str(folder / "metrics.jsonl"))))
+    trainer.fit(
+        parts.train_data,
+        validation_data=held_out,
+        epochs=run.epochs,
+        callbacks=[callback for callback in callbacks if callback is not None],
+        checkpoints=checkpoints,
+        verbose=not quiet,
+    )
+
+    history = lines.read(str(folder / "metrics.jsonl"))
+    final = {}
+    for name in ("train", "validation", "test"):
+        split = parts.split(name)
+        if split is not None:
+            prefix = "val" if name == "validation" else name
+            final.update({f"{prefix}_{key}": value for key, value in trainer.evaluate(split).items()})
+    measured = angles.measure() if angles else None
+    result = {
+        "format": 1,
+        "labels": parts.labels(),
+        "seed": run.seed,
+        "epochs": history[-1]["epoch"],
+        "steps": int(trainer.step.numpy()),
+        "parameters": int(sum(np.prod(v.shape) for v in trainer.model.trainable_variables)),
+        "final": final,
+        "best": _best(run, history),
+        "angle": measured and {"total": measured.pop("total"), "layers": measured},
+        "published": run.published,
+        "train_seconds": sum(line["seconds"] for line in history),
+        "wall_seconds": time.monotonic() - started,
+        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__, "python": platform.python_version()},
+    }
+    _write_json(folder / "result.json", result)
+    return result
+
+
+def evaluate(workdir: str, run: Run, split: str = "test") -> dict[str, float]:
+    """The figures of a directory's last checkpoint on a split: `loss`, and `error` and `accuracy` of classifiers.
+
+    Raises:
+        WorkdirError: the directory holds no checkpoint of this run.
+        ValueError: unknown split, or no validation split was set aside.
+    """
+    parts = _restored(workdir, run)
+    examples = parts.split(split)
+    if examples is None:
+        raise ValueError("Invalid value for `split`: this run set no validation examples aside, received 'validation'.")
+    return parts.trainer.evaluate(examples)
+
+
+def export(workdir: str, run: Run, preprocessing: bool = False) -> tuple[str, str]:
+    """Writes the directory's last checkpoint as `export/model.keras` and `export/saved_model`; both are plain Keras.
+
+    Args:
+        workdir: the run directory.
+        run: its settings.
+        preprocessing: put preprocessing and output activation inside: uint8 in, probabilities out.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        WorkdirError: the directory holds no checkpoint of this run.
+    """
+    trainer = _restored(workdir, run).trainer
+    model = trainer.model
+    if preprocessing:
+        model = exporting.with_preprocessing(model, trainer.preprocessing, trainer.loss)
+    return exporting.export(model, str(Path(workdir) / "export"))
+
+
+def _restored(workdir: str, run: Run) -> _Assembly:
+    folder = Path(workdir)
+    if not (folder / "run.json").exists():
+        raise WorkdirError(f"{folder} is no run directory: it has no run.json. Train there first: tfbio train.")
+    parts = _Assembly(run)
+    _claim(folder, parts.describe())
+    if not parts.trainer.restore(Checkpoints(str(folder / "checkpoints"))):
+        raise WorkdirError(f"{folder} holds no checkpoint yet. Go on training there first: tfbio train.")
+    return parts
+
+
+def _claim(folder: Path, description: dict[str, Any]) -> None:
+    """Writes `run.json`, or checks that the one there says the same."""
+    description = json.loads(json.dumps(description, default=str))
+    found = _read_json(folder / "run.json")
+    if found is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "run.json", description)
+        return
+    differences = [key for key in description if found.get(key) != description[key]]
+    if differences:
+        key = differences[0]
+        raise WorkdirError(
+            f"{folder} holds a run with other settings ({', '.join(differences)}): {key} was {found.get(key)}, is "
+            f"now {description[key]}. Choose another work directory, or delete this one."
+        )
+
+
+def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.callbacks.EarlyStopping:
+    name = "val" if run.select_on == "validation" else run.select_on
+    if name not in held_out:
+        raise ValueError(
+            f"Invalid value for `patience`: it needs the {run.select_on} split's loss after every epoch; set some of "
+            f"the training data aside (validation=… of the data set) and name it in `evaluate_on`, received "
+            f"{run.evaluate_on}."
+        )
+    callback = keras.callbacks.EarlyStopping(f"{name}_loss", patience=run.patience, mode="min")
+    return _Replayed(callback, history)
+
+
+class _Replayed(keras.callbacks.Callback):
+    """A callback that is first shown the epochs of before a restart, so that it stands where it stood."""
+
+    def __init__(self, callback: keras.callbacks.Callback, history: list[dict]):
+        super().__init__()
+        self._callback, self._history = callback, history
+
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        self._callback.set_model(model)
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._callback.on_train_begin(logs)
+        for line in self._history:
+            self._callback.on_epoch_end(line["epoch"] - 1, line)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self._callback.on_epoch_end(epoch, logs)
+
+
+def _gradient_angle(parts: _Assembly) -> GradientAngle:
+    x, y = next(iter(parts.split("train").take(1)))
+    trainer = parts.trainer
+    return GradientAngle(trainer.rule, trainer.preprocessing(x), y, trainer.strategy)
+
+
+def _best(run: Run, history: list[dict]) -> dict[str, Any] | None:
+    """The epoch with the smallest error (loss, of regressions) on `select_on`, if that was evaluated."""
+    name = "val" if run.select_on == "validation" else run.select_on
+    key = next((key for key in (f"{name}_error", f"{name}_loss") if key in history[-1]), None)
+    if key is None:
+        return None
+    line = min(history, key=lambda line: line[key])
+    figures = {kind: line[kind] for kind in ("test_error", "test_loss") if kind in line}
+    return {"selected_on": run.select_on, "epoch": line["epoch"], key.removeprefix(f"{name}_"): line[key], **figures}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes whole files only: a kill in the middle leaves the old one."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)

@@ -1,0 +1,51 @@
+"""Objects by name: how `"fa"`, a class name, a config dictionary or an object all become the same object.
+
+Every rule, feedback, layer and loss is registered with Keras under the package name `tfbio`, so that Keras's own
+`keras.saving.serialize_keras_object` and `deserialize_keras_object` carry it; this module adds the short names.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+__all__ = ["register", "resolve"]
+
+register = keras.saving.register_keras_serializable(package="tfbio")
+
+
+def resolve(identifier: Any, base: type, names: Mapping[str, type], argument: str) -> Any:
+    """Returns the object that `identifier` means.
+
+    Args:
+        identifier: an instance of `base`, a subclass of it, a name in `names`, a class name of one of its values, or a
+            dictionary: Keras's serialized form, or `{"class_name": name, "config": {…}}` with any of these names.
+        base: the class that the result must be an instance of.
+        names: short name → class.
+        argument: the name of the argument to speak of in errors.
+
+    Returns:
+        An instance of `base`.
+
+    Raises:
+        ValueError: nothing of that name is known; the message lists what is.
+    """
+    if isinstance(identifier, base):
+        return identifier
+    if inspect.isclass(identifier) and issubclass(identifier, base):
+        return identifier()
+    classes = {**{cls.__name__: cls for cls in names.values()}, **names}
+    if isinstance(identifier, str) and identifier in classes:
+        return classes[identifier]()
+    if isinstance(identifier, Mapping) and "class_name" in identifier:
+        name = str(identifier["class_name"]).rpartition(">")[2]
+        if name in classes:
+            return classes[name].from_config(dict(identifier.get("config", {})))
+        result = keras.saving.deserialize_keras_object(dict(identifier))
+        if isinstance(result, base):
+            return result
+    raise ValueError(
+        f"Invalid value for `{argument}`: expected a {base.__name__}, its config, or one of "
+        f"{', '.join(sorted(classes))}, received {identifier!r}."
+    )

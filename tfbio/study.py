@@ -1,0 +1,288 @@
+"""A study: a grid of runs, made by worker processes on this machine, and one report over all of them.
+
+A cell of the grid is one value of every axis and one seed. It is an ordinary run directory,
+`<workdir>/<value>-<value>/seed<k>`, so that everything that works on a run works on it. What a cell is, is written to
+`<workdir>/study.json` before the first one starts; whether it is finished is read from its folder alone. So calling a
+study again goes on where the last call ended, however that was: finished cells are skipped, failed ones are tried
+again.
+
+The cells run in worker processes (`tfbio.workers`); TensorFlow is imported there alone, not here.
+"""
+
+import itertools
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tfbio.workers import Failure, Task, run_all
+
+__all__ = ["StudyFailure", "study"]
+
+
+class StudyFailure(RuntimeError):
+    """Some cells of a study failed; the others are finished and the report is written."""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    folder: str  # below the study's
+    labels: dict[str, str]
+    seed: int
+    gin_files: list[str]
+    bindings: list[str]
+
+
+@dataclass
+class _Progress:
+    """Lines about finished cells, and on a terminal one that is rewritten."""
+
+    total: int
+    done: int  # finished in this call or before
+    workers: int
+    durations: list[float] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def clear(self) -> None:
+        if sys.stdout.isatty():
+            print("\r\x1b[K", end="", flush=True)
+
+    def finished(self, name: str, outcome: str, seconds: float) -> None:
+        self.done += 1
+        left = ""
+        if self.durations and self.done < self.total:
+            mean = sum(self.durations) / len(self.durations)
+            left = f"  (about {_duration(mean * (self.total - self.done) / self.workers)} left)"
+        width = len(str(self.total))
+        self.clear()
+        print(f"[{self.done:{width}}/{self.total}] {name} {outcome}  {_duration(seconds)}{left}", flush=True)
+
+    def status(self, running: int) -> None:
+        self.clear()
+        if sys.stdout.isatty():
+            passed = _duration(time.monotonic() - self.started)
+            print(f"{self.done} of {self.total} done, {running} running, {passed}", end="", flush=True)
+
+
+def study(
+    workdir: str | os.PathLike,
+    axes: Mapping[str, Mapping[str, str | Sequence[str]]],
+    base: str | Sequence[str] = (),
+    seeds: Sequence[int] = (0,),
+    params: str | Sequence[str] = (),
+    workers: int = 1,
+    run_cell: Callable[[list[str], list[str], str], object] | None = None,
+) -> str:
+    """Runs every cell of a grid that is not finished yet, then reports on all of them.
+
+    Args:
+        workdir: the study's folder.
+        axes: for each axis its values, and for each value what it adds to a run: a gin file's name, a binding "a.b=c",
+            or a list of both; {"rule": {"bp": "rules/bp.gin", "fa": ["rules/fa.gin", "train.epochs=90"]}}.
+        base: gin files every cell includes first.
+        seeds: the seeds every combination of values runs with. Cells run seed by seed, so that a first comparison is
+            there early.
+        params: bindings for every cell. The cell's own come after them and win.
+        workers: processes that run cells at the same time; they share the machine's cores evenly.
+        run_cell: what runs a cell, called in a worker with (gin files, bindings, the cell's folder); it must be
+            importable from a module. None trains: `tfbio.config.run_train`.
+
+    Returns:
+        The report's Markdown (`tfbio.analysis.report`).
+
+    Raises:
+        ValueError: an argument is malformed, or `workdir` holds runs of other settings in a cell's place.
+        StudyFailure: some cells failed. Each one's folder says why in `failure.txt`.
+        KeyboardInterrupt, SystemExit: the study was interrupted (Ctrl-C, SIGTERM); the workers were stopped before,
+        with time for a checkpoint.
+    """
+    from tfbio.analysis.report import report  # workers import this module too and have no use for it
+
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ValueError(f"Invalid value for `workers`: expected a whole number of at least 1, received {workers!r}.")
+    workdir = Path(workdir)
+    cells = _cells(axes, base, seeds, params)
+    _write_study(workdir, cells)
+    pending = [cell for cell in cells if not _finished(workdir / cell.folder)]
+    if len(pending) < len(cells):
+        print(f"{len(cells) - len(pending)} of {len(cells)} cells are finished already.", flush=True)
+    workers = min(workers, len(pending))
+    failures = _run_cells(workdir, pending, len(cells), workers, run_cell or _train) if pending else {}
+    text = report(workdir)
+    print(text, flush=True)
+    if failures:
+        folder, sentence = next(iter(failures.items()))
+        raise StudyFailure(
+            f"{len(failures)} of {len(cells)} cells failed, the first of them {folder}: {sentence} "
+            f"Their folders in {workdir} say why (failure.txt, log.txt); the same command tries them again and skips "
+            "the finished ones."
+        )
+    return text
+
+
+def _as_list(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _cells(axes: Mapping, base, seeds, params) -> list[_Cell]:
+    if not axes or not all(isinstance(values, Mapping) and values for values in axes.values()):
+        raise ValueError(
+            "Invalid value for `axes`: expected at least one axis with at least one value, "
+            f'as {{"rule": {{"bp": "rules/bp.gin"}}}}, received {axes!r}.'
+        )
+    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        raise ValueError(f"Invalid value for `seeds`: expected different whole numbers from 0 on, received {seeds!r}.")
+    files, bindings = _split("base", base)
+    more_files, more_bindings = _split("params", params)
+    if bindings or more_files:
+        wrong = "base" if bindings else "params"
+        raise ValueError(
+            f"Invalid value for `{wrong}`: expected gin files in `base` and bindings in `params`, "
+            f"received {(bindings or more_files)[0]!r} in `{wrong}`. Move it to the other."
+        )
+    cells = {}
+    for seed in seeds:
+        for values in itertools.product(*(axis.items() for axis in axes.values())):
+            labels = {axis: str(value) for axis, (value, _) in zip(axes, values, strict=True)}
+            own_files, own_bindings = [], []
+            for axis, (value, additions) in zip(axes, values, strict=True):
+                if not re.fullmatch(r"[\w.+=,][\w.+=,-]*", str(value)) or set(str(value)) == {"."}:
+                    raise ValueError(
+                        f"Invalid value for `axes`: expected values named by letters, digits and any of _.+=,- (they "
+                        f"name folders), received {value!r} for {axis!r}."
+                    )
+                some_files, some_bindings = _split(f"axes[{axis!r}][{value!r}]", additions)
+                own_files += some_files
+                own_bindings += some_bindings
+            folder = f"{'-'.join(labels.values())}/seed{seed}"
+            if folder in cells:
+                raise ValueError(
+                    f"Invalid value for `axes`: expected values whose names make different folders, received "
+                    f"{list(labels.values())} and {list(cells[folder].labels.values())}, which make {folder!r} both."
+                )
+            last = [f"train.seed={seed}", f"train.labels={labels!r}"]
+            cells[folder] = _Cell(folder, labels, seed, files + own_files, more_bindings + own_bindings + last)
+    return list(cells.values())
+
+
+def _split(argument: str, strings: str | Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tells gin files from bindings."""
+    files, bindings = [], []
+    for string in _as_list(strings):
+        if isinstance(string, str) and string.endswith(".gin"):
+            files.append(string)
+        elif isinstance(string, str) and "=" in string:
+            bindings.append(string)
+        else:
+            raise ValueError(
+                f"Invalid value for `{argument}`: expected gin files (their names end in .gin) and bindings (a.b=c), "
+                f"received {string!r}."
+            )
+    return files, bindings
+
+
+def _write_study(workdir: Path, cells: list[_Cell]) -> None:
+    """Writes study.json; cells of an earlier call that have a folder stay in it, and must agree with this call's."""
+    path = workdir / "study.json"
+    earlier = []
+    if path.exists():
+        try:
+            earlier = [_Cell(**cell) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"Invalid value for `workdir`: expected a study's folder, received {str(workdir)!r}, whose study.json "
+                "can't be read. Choose another folder, or delete that file."
+            ) from error
+    now = {cell.folder: cell for cell in cells}
+    kept = []
+    for cell in earlier:
+        if not (workdir / cell.folder).exists():
+            continue
+        if cell.folder not in now:
+            kept.append(cell)
+        elif cell != now[cell.folder]:
+            before, after = (one.gin_files + one.bindings for one in (cell, now[cell.folder]))
+            raise ValueError(
+                f"Invalid value for `workdir`: expected a folder with runs of the same settings, received "
+                f"{str(workdir)!r}, whose cell {cell.folder} ran with {before} and would now run with {after}. "
+                "Choose another folder, or delete that cell's."
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"format": 1, "cells": [asdict(cell) for cell in cells + kept]}, indent=1)
+    part = path.with_suffix(".part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)  # whole or not at all
+
+
+def _run_cells(workdir: Path, cells: list[_Cell], total: int, workers: int, run_cell: Callable) -> dict[str, str]:
+    """Runs cells, with their progress; returns the sentences of those that failed by folder."""
+    progress = _Progress(total, total - len(cells), workers)
+    failures = {}
+
+    def on_start(task: Task) -> None:
+        for name in ("failure.txt", "traceback.txt"):
+            (workdir / task.name / name).unlink(missing_ok=True)
+
+    def on_done(task: Task, seconds: float, failure: Failure | None) -> None:
+        folder = workdir / task.name
+        if failure is None and _result(folder) is None:
+            failure = Failure("the run ended without a result.json.", None)
+        if failure is None:
+            progress.durations.append(seconds)
+            outcome = _outcome(_result(folder))
+        else:
+            failures[task.name] = failure.sentence
+            outcome = f"failed: {failure.sentence}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "failure.txt").write_text(failure.sentence + "\n", encoding="utf-8")
+            if failure.traceback is not None:
+                (folder / "traceback.txt").write_text(failure.traceback, encoding="utf-8")
+        progress.finished(task.name, outcome, seconds)
+
+    tasks = []
+    for cell in cells:
+        folder = workdir / cell.folder
+        tasks.append(Task(cell.folder, (cell.gin_files, cell.bindings, str(folder)), folder / "log.txt"))
+    try:
+        run_all(run_cell, tasks, workers, on_start, on_done, progress.status)
+    except (KeyboardInterrupt, SystemExit):
+        print("\nStopped. The same command goes on from here.", flush=True)
+        raise
+    finally:
+        progress.clear()
+    return failures
+
+
+def _train(gin_files: list[str], bindings: list[str], workdir: str) -> None:
+    from tfbio.config import run_train  # in the worker: it imports TensorFlow
+
+    run_train(gin_files, bindings, workdir, quiet=True)
+
+
+def _result(folder: Path) -> dict | None:
+    from tfbio.analysis.runs import read_result
+
+    return read_result(folder)
+
+
+def _finished(folder: Path) -> bool:
+    return _result(folder) is not None and not (folder / "failure.txt").exists()
+
+
+def _outcome(result: dict) -> str:
+    final = result.get("final") or {}
+    for name, form in (("test_error", ".2%"), ("train_error", ".2%"), ("test_loss", ".4g"), ("train_loss", ".4g")):
+        if final.get(name) is not None:
+            return f"{name.replace('_', ' ')} {format(final[name], form).replace('%', ' %')}"
+    return "finished"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,126 @@
+"""Keras callbacks in a loop of ours: the model they see, and the two that every run has.
+
+Epoch hooks are called every epoch; batch hooks once a loop, that is once each `steps_per_loop` steps, with the averages
+so far, just as Keras calls them once each `steps_per_execution`.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+__all__ = ["CallbackModel", "JsonLines", "Progress", "TensorBoardScalars"]
+
+
+class CallbackModel:
+    """The user's model with what callbacks expect of a compiled one: `optimizer` and `stop_training`.
+
+    Everything else is the model itself, so that a `ModelCheckpoint` saves the plain model.
+    """
+
+    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer):
+        self._model = model
+        self.optimizer = optimizer
+        self.stop_training = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+class JsonLines(keras.callbacks.Callback):
+    """Appends one JSON object an epoch to a file: `epoch` (from 1), `step`, `seconds`, and all figures.
+
+    Args:
+        path: the file. Lines of epochs that are trained again after a restart are dropped first.
+    """
+
+    def __init__(self, path: str):
+        super().__init__()
+        self._path = Path(path)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        lines = [line for line in self.read(str(self._path)) if line["epoch"] <= epoch]
+        complete = self._path.exists() and len(self._path.read_text().splitlines()) == len(lines)
+        if not complete:
+            self._path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        with self._path.open("a") as file:
+            file.write(json.dumps({"epoch": epoch + 1, **_figures(logs)}) + "\n")
+
+    @staticmethod
+    def read(path: str) -> list[dict]:
+        """All whole lines of the file, as dictionaries; a line cut short by a kill is left out."""
+        lines = []
+        for text in Path(path).read_text().splitlines() if Path(path).exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+
+class TensorBoardScalars(keras.callbacks.Callback):
+    """Writes every figure of an epoch as a TensorBoard scalar, at the step where it was read.
+
+    Args:
+        directory: where the event files go.
+    """
+
+    def __init__(self, directory: str):
+        super().__init__()
+        self._directory = directory
+        self._writer = None
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self._writer = self._writer or tf.summary.create_file_writer(self._directory)
+        with self._writer.as_default():
+            figures = _figures(logs)
+            step = figures.pop("step", epoch + 1)
+            for name, value in figures.items():
+                tf.summary.scalar(name, value, step=step)
+        self._writer.flush()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        if self._writer:
+            self._writer.close()
+            self._writer = None
+
+
+class Progress(keras.callbacks.Callback):
+    """A bar within the epoch on a terminal, and one plain line an epoch everywhere."""
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._bar = None
+        self._started = time.monotonic()
+        if sys.stdout.isatty():
+            print(f"epoch {epoch + 1}/{self.params['epochs']}")
+            self._bar = keras.utils.Progbar(self.params["steps"], stateful_metrics=["loss", "error"])
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        if self._bar:
+            self._bar.update(batch + 1, list((logs or {}).items()))
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        # Angles of single layers go to the files; a line holds what fits.
+        shown = {name: value for name, value in _figures(logs).items() if name == "angle/total" or "/" not in name}
+        figures = "  ".join(f"{name} {_readable(name, value)}" for name, value in shown.items())
+        end = "\n" if self._bar else ""
+        print(f"{end}epoch {epoch + 1}/{self.params['epochs']}  {figures}", flush=True)
+
+
+def _figures(logs: dict | None) -> dict[str, Any]:
+    """An epoch's figures; the step as the int that it was before Keras made all of them floats."""
+    return {name: int(value) if name == "step" else value for name, value in (logs or {}).items()}
+
+
+def _readable(name: str, value: float) -> str:
+    if name == "step":
+        return str(value)
+    if name.endswith("error"):
+        return f"{100 * value:.2f} %"
+    if name.startswith("angle"):
+        return f"{value:.1f}°"
+    return f"{value:.1f} s" if name == "seconds" else f"{value:.4g}"

@@ -1,0 +1,82 @@
+"""What can go wrong, said in one sentence."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfbio.losses import Loss
+
+__all__ = ["NonFiniteLoss", "check_batch", "check_scope", "explain"]
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss became infinite or NaN; the message names the step, the layers' norms and the last good checkpoint."""
+
+    def __init__(self, loss: float, step: int, model: keras.Model, checkpoints: Any):
+        norms = ", ".join(f"{v.path} {np.linalg.norm(v.numpy()):.3g}" for v in model.trainable_variables)
+        if checkpoints is not None and checkpoints.last:
+            kept = f"The last good checkpoint is {checkpoints.last}."
+        else:
+            kept = "No checkpoint had been saved."
+        super().__init__(
+            f"The loss became {loss} at step {step}. {kept} Lower the learning rate, clip gradients "
+            f"(clipnorm=… of the optimizer), or use bfloat16 or float32 instead of float16. Norms of the weights after "
+            f"that step: {norms}."
+        )
+
+
+def check_scope(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
+    """Refuses a model whose variables do not live under `strategy`.
+
+    Raises:
+        ValueError: says to build the model in the scope.
+    """
+    if not isinstance(model, keras.Model) or not model.built:
+        return  # the rule says what is wrong with it
+    for variable in model.variables:
+        if not strategy.extended.variable_created_in_scope(variable.value):
+            raise ValueError(
+                f"Invalid value for `model`: {variable.path!r} was made outside the strategy's scope. Build the model "
+                "within `with strategy.scope():`, or make its Trainer within the scope in which the model was made."
+            )
+
+
+def check_batch(model: keras.Model, loss: Loss, x: Any, y: Any, prepare: Callable[[Any], Any]) -> None:
+    """Refuses data that do not fit the model, on the evidence of one batch.
+
+    Args:
+        model: the network.
+        loss: says what labels it takes.
+        x: inputs of one batch, eager.
+        y: labels of one batch, eager.
+        prepare: the preprocessing.
+
+    Raises:
+        ValueError: wrong shape of images, wrong shape or range of labels.
+    """
+    expected = getattr(model, "input_shape", None)
+    received = tuple(prepare(x).shape) if isinstance(x, tf.Tensor) else None
+    if isinstance(expected, tuple) and received is not None:
+        fits = len(expected) == len(received) and all(
+            e in (None, r) for e, r in zip(expected[1:], received[1:], strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"Invalid value for the data: {model.name!r} expected inputs of shape {expected}, received a batch of "
+                f"shape {received}."
+            )
+    if getattr(model, "output_shape", None) is not None:
+        loss.check_labels(y, model.output_shape)
+
+
+def explain(error: tf.errors.OpError, phase: str) -> Exception:
+    """The error to raise for a failed loop: a sentence if the data ended or held bad labels, else the error itself."""
+    if isinstance(error, tf.errors.OutOfRangeError):
+        return ValueError(
+            f"Invalid value for the data: it ended in the middle of {phase}. Pass fewer `steps_per_epoch`, or a data "
+            "set whose cardinality is right."
+        )
+    return error

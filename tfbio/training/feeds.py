@@ -1,0 +1,131 @@
+"""Feeds: how batches reach the replicas, and where an epoch is entered in its middle.
+
+The order of examples is a function of the epoch alone, so a feed needs no state of its own: `open(epoch, first)` starts
+an epoch at any of its batches. Two kinds share one interface:
+
+* `MemoryFeed`, for sets that `tfbio.data` holds in memory: inside the loop's graph each replica gathers its own
+  examples by index. No iterator, no copy, nothing to skip.
+* `StreamFeed`, for any other `tf.data.Dataset`, or a function from the epoch to one.
+
+`take` is called in cross-replica context, once a step, and returns the arguments for `strategy.run`; `unpack` turns
+them, on a replica, into `(x, y, weights, importance)`: `weights` are the factors of the examples in the update (they
+sum to one over the global batch), `importance` the factors in averages (1, or the data set's own sample weights).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfbio.data import memory_of
+
+__all__ = ["MemoryFeed", "StreamFeed", "make_feed"]
+
+Source = tf.data.Dataset | Callable[[int], tf.data.Dataset]
+
+
+class MemoryFeed:
+    """Feeds a set held in memory (`tfbio.data.InMemory`)."""
+
+    def __init__(self, memory: Any, strategy: tf.distribute.Strategy):
+        self._memory = memory
+        self._replicas = strategy.num_replicas_in_sync
+        self.steps_per_epoch = memory.steps_per_epoch
+
+    def open(self, epoch: int, first: int) -> Any:
+        """The handle for the epoch's loop: the order of its examples."""
+        del first
+        return tf.convert_to_tensor(self._memory.order(epoch))
+
+    def take(self, handle: Any, epoch: tf.Tensor, index: tf.Tensor) -> tuple:
+        return handle, epoch, index
+
+    def unpack(self, order: tf.Tensor, epoch: tf.Tensor, index: tf.Tensor) -> tuple:
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        x, y, weights = self._memory.batch(order, epoch, index, replica, self._replicas)
+        return x, y, weights, tf.ones_like(weights)
+
+    def example(self) -> tuple:
+        """The first batch, eagerly."""
+        return self._memory.batch(self._memory.order(0), 0, 0)[:2]
+
+
+class StreamFeed:
+    """Feeds batches of a `tf.data.Dataset`: `(x, y)` or `(x, y, sample_weight)`.
+
+    Args:
+        source: a data set, or a function from the epoch (0, 1, …) to one. A plain data set is iterated once an epoch;
+            to enter an epoch in its middle it is skipped forward, which repeats the same examples only if it yields
+            them in the same order every time. Shuffled streams are passed as a function, seeded by the epoch.
+        strategy: global batches are split over its replicas.
+        steps_per_epoch: needed for an endless data set; others are counted, once, by reading them if they must be.
+
+    Raises:
+        ValueError: the data set is empty, or endless without `steps_per_epoch`.
+    """
+
+    def __init__(self, source: Source, strategy: tf.distribute.Strategy, steps_per_epoch: int | None = None):
+        self._source = source if callable(source) else lambda epoch: source
+        self._strategy = strategy
+        first = self._source(0)
+        if not isinstance(first, tf.data.Dataset):
+            raise ValueError(
+                "Invalid value for the data: expected a tf.data.Dataset of (x, y) batches, or a function from the epoch "
+                f"to one, received {type(first).__name__}. Arrays go through tfbio.data.from_arrays(x, y, batch_size)."
+            )
+        cardinality = int(first.cardinality())
+        self._endless = cardinality == tf.data.INFINITE_CARDINALITY
+        if cardinality == tf.data.UNKNOWN_CARDINALITY and steps_per_epoch is None:
+            cardinality = int(first.reduce(tf.constant(0, tf.int64), lambda count, _: count + 1))
+        if self._endless and steps_per_epoch is None:
+            raise ValueError("Invalid value for `steps_per_epoch`: an endless data set needs one, received None.")
+        self.steps_per_epoch = cardinality if steps_per_epoch is None else steps_per_epoch
+        if self.steps_per_epoch < 1:
+            raise ValueError("Invalid value for the data: expected at least one batch, received an empty data set.")
+        self._first = first
+        self._iterator, self._at = None, None
+
+    def open(self, epoch: int, first: int) -> Any:
+        """The handle for the epoch's loop: an iterator that stands before batch `first`."""
+        position = epoch * self.steps_per_epoch + first
+        if not (self._endless and self._at == position):
+            dataset = self._source(epoch)
+            skipped = position if self._endless else first
+            dataset = dataset.skip(skipped) if skipped else dataset
+            self._iterator = iter(self._strategy.experimental_distribute_dataset(dataset))
+        self._at = (epoch + 1) * self.steps_per_epoch
+        return self._iterator
+
+    def take(self, handle: Any, epoch: tf.Tensor, index: tf.Tensor) -> tuple:
+        return (next(handle),)
+
+    def unpack(self, batch: Any) -> tuple:
+        x, y, *rest = batch
+        count = tf.shape(tf.nest.flatten(x)[0])[0]
+        importance = tf.cast(rest[0], tf.float32) if rest else tf.ones([count])
+        total = tf.distribute.get_replica_context().all_reduce("sum", tf.reduce_sum(importance))
+        return x, y, tf.math.divide_no_nan(importance, total), importance
+
+    def example(self) -> tuple:
+        """The first batch, eagerly.
+
+        Raises:
+            ValueError: elements are not `(x, y)` or `(x, y, sample_weight)`.
+        """
+        element = next(iter(self._first.take(1)))
+        if not isinstance(element, (tuple, list)) or len(element) not in (2, 3):
+            raise ValueError(
+                "Invalid value for the data: expected batches (x, y) or (x, y, sample_weight), received elements of "
+                f"structure {self._first.element_spec}."
+            )
+        return element[0], element[1]
+
+
+def make_feed(
+    data: Source, strategy: tf.distribute.Strategy, steps_per_epoch: int | None = None
+) -> MemoryFeed | StreamFeed:
+    """The feed for `data`: the fast path for a set of `tfbio.data`, the general one for all else."""
+    memory = None if callable(data) else memory_of(data)
+    if memory is not None and steps_per_epoch is None:
+        return MemoryFeed(memory, strategy)
+    return StreamFeed(data, strategy, steps_per_epoch)

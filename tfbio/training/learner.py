@@ -1,0 +1,98 @@
+"""The same rules behind `keras.Model.compile` and `fit`, for notebooks.
+
+`Trainer` is the loop for real runs. `Learner` gives the same numbers through Keras's own loop: its `train_step` is the
+rule's `compute` and the optimizer's `apply`.
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfbio import losses, rules
+
+__all__ = ["Learner"]
+
+
+@keras.saving.register_keras_serializable(package="tfbio")
+class Learner(keras.Model):
+    """A model that Keras trains with a learning rule.
+
+    Args:
+        model: a built Keras model that ends in logits. It is what is trained: save and export it, not the learner.
+        rule: a `tfbio.rules` rule, name or config.
+        preprocessing: a layer or function applied to the inputs, before the model.
+    """
+
+    def __init__(self, model: keras.Model, rule: Any = "bp", preprocessing: Any = None, **kwargs):
+        super().__init__(**kwargs)
+        self.model = model
+        self.rule = rules.get(rule)
+        self.preprocessing = preprocessing
+        self.built = True
+
+    def compile(self, optimizer: Any = "adam", loss: Any = "softmax_cross_entropy", metrics: Any = (), **kwargs) -> None:
+        """Builds the rule for the loss, and the optimizer for the model's variables.
+
+        Args:
+            optimizer: as for Keras.
+            loss: a `tfbio.losses` loss, name or config.
+            metrics: Keras metrics, of `(y, loss.predict(outputs))`.
+            **kwargs: further arguments of `keras.Model.compile`.
+        """
+        if self.rule.model is not None:
+            self.rule = type(self.rule).from_config(self.rule.get_config())
+        self.rule.build(self.model, losses.get(loss))
+        super().compile(optimizer=optimizer, loss=None, metrics=None, **kwargs)
+        self._trackers = {"loss": keras.metrics.Mean(name="loss")}
+        if self.rule.loss.classifies:
+            self._trackers["error"] = keras.metrics.Mean(name="error")
+        self._extra = [keras.metrics.get(metric) for metric in metrics]
+        self.optimizer.build(self.rule.forward_variables)
+        self.feedback_optimizer = None
+        if self.rule.feedback_variables:
+            inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+            self.feedback_optimizer = type(inner).from_config(inner.get_config())
+            self.feedback_optimizer.build(self.rule.feedback_variables)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return [*self._trackers.values(), *self._extra]
+
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        x = x if self.preprocessing is None else self.preprocessing(x)
+        return self.model(x, training=training)
+
+    def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
+        x, y, importance, weights = self._unpack(data)
+        x = x if self.preprocessing is None else self.preprocessing(x)
+        update = self.rule.compute(x, y, self.optimizer.scale_loss(weights))
+        gradients, variables = zip(*update.forward, strict=True)
+        self.optimizer.apply(list(gradients), list(variables))
+        if self.feedback_optimizer is not None:
+            gradients, variables = zip(*update.feedback, strict=True)
+            self.feedback_optimizer.apply(list(gradients), list(variables))
+        return self._report(y, update.outputs, importance)
+
+    def test_step(self, data: tuple) -> dict[str, tf.Tensor]:
+        x, y, importance, _ = self._unpack(data)
+        return self._report(y, self(x, training=False), importance)
+
+    def _unpack(self, data: tuple) -> tuple:
+        """`(x, y, importance, weights)`, as the feeds of the `Trainer` give them."""
+        x, y, importance = keras.utils.unpack_x_y_sample_weight(data)
+        if importance is None:
+            importance = tf.ones([tf.shape(tf.nest.flatten(x)[0])[0]])
+        importance = tf.cast(importance, tf.float32)
+        total = tf.reduce_sum(importance)
+        if replica := tf.distribute.get_replica_context():
+            total = replica.all_reduce("sum", total)
+        return x, y, importance, tf.math.divide_no_nan(importance, total)
+
+    def _report(self, y: tf.Tensor, outputs: tf.Tensor, importance: tf.Tensor) -> dict[str, tf.Tensor]:
+        self._trackers["loss"].update_state(self.rule.loss.per_example(y, outputs), importance)
+        if "error" in self._trackers:
+            self._trackers["error"].update_state(self.rule.loss.mistakes(y, outputs), importance)
+        for metric in self._extra:
+            metric.update_state(y, self.rule.loss.predict(outputs), importance)
+        return {metric.name: metric.result() for metric in self.metrics}

@@ -1,0 +1,75 @@
+"""Optimizers under replicas: creation in scope, and clipping that clips the **global** gradient.
+
+A Keras 3 optimizer clips what each replica hands it, before it sums over replicas, so that two replicas with opposite
+large gradients end elsewhere than one replica with their sum. Here the gradients are summed first and clipped by the
+optimizer's own settings; its own clipping then finds nothing left to do.
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+__all__ = ["globally_clipped", "make_optimizer"]
+
+
+def make_optimizer(
+    identifier: Any, variables: list[keras.Variable], strategy: tf.distribute.Strategy, argument: str, mixed: bool
+) -> keras.optimizers.Optimizer:
+    """A built optimizer for `variables`. Call it in the strategy's scope.
+
+    Args:
+        identifier: what `keras.optimizers.get` takes. An object must be new, or built for these very variables.
+        variables: what it will update.
+        strategy: the strategy in whose scope this is called.
+        argument: the argument's name, for errors.
+        mixed: wrap it for float16's loss scaling.
+
+    Raises:
+        ValueError: unknown, made outside the strategy's scope, or with an option that the strategy can't carry.
+    """
+    try:
+        optimizer = keras.optimizers.get(identifier)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"Invalid value for `{argument}`: {error}") from error
+    if strategy.num_replicas_in_sync > 1:
+        if not strategy.extended.variable_created_in_scope(optimizer.iterations.value):
+            raise ValueError(
+                f"Invalid value for `{argument}`: expected an optimizer made within `strategy.scope()`, received one "
+                "made outside. Make it there, or pass its name or config."
+            )
+        if optimizer.gradient_accumulation_steps:
+            raise ValueError(
+                f"Invalid value for `{argument}`: gradient_accumulation_steps does not work under "
+                f"{type(strategy).__name__}, received {optimizer.gradient_accumulation_steps}."
+            )
+    if mixed and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    if not optimizer.built:
+        optimizer.build(variables)
+    return optimizer
+
+
+def globally_clipped(
+    optimizer: keras.optimizers.Optimizer, gradients: list[tf.Tensor], replicas: int
+) -> list[tf.Tensor]:
+    """This replica's share of the clipped global gradient: the shares' sum is clipped as `optimizer` says.
+
+    Args:
+        optimizer: its `clipnorm`, `global_clipnorm` or `clipvalue` is what is applied; without one, or on a single
+            replica, where Keras's own clipping is right, gradients are returned as they are.
+        gradients: this replica's part of a sum over replicas.
+        replicas: the number of replicas in sync.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if replicas == 1 or not (inner.clipnorm or inner.global_clipnorm or inner.clipvalue):
+        return gradients
+    scale = tf.cast(getattr(optimizer, "dynamic_scale", 1.0), tf.float32)
+    total = [g / tf.cast(scale, g.dtype) for g in tf.distribute.get_replica_context().all_reduce("sum", gradients)]
+    if inner.clipnorm:
+        total = [tf.clip_by_norm(g, inner.clipnorm) for g in total]
+    elif inner.global_clipnorm:
+        total, _ = tf.clip_by_global_norm(total, inner.global_clipnorm)
+    else:
+        total = [tf.clip_by_value(g, -inner.clipvalue, inner.clipvalue) for g in total]
+    return [g * tf.cast(scale / replicas, g.dtype) for g in total]

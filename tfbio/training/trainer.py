@@ -1,0 +1,334 @@
+"""The loop: batches go in, the rule computes updates, optimizers apply them.
+
+One `tf.function` runs many steps (`tf.while_loop` over the step), so that Python and the host take no part in them;
+between two loops the host reads averages, calls callbacks, saves, and sees signals. The loop ends early at the step
+whose loss is not finite.
+
+On one device the whole step is compiled by XLA: gradients, optimizer and averages. On several replicas of one process
+only the rule's computation is, for XLA can't hold the variables of two devices.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfbio import losses, rules
+from tfbio.training.averages import Averages
+from tfbio.training.callbacks import CallbackModel, Progress
+from tfbio.training.checkpoints import Checkpoints
+from tfbio.training.checks import NonFiniteLoss, check_batch, check_scope, explain
+from tfbio.training.feeds import make_feed
+from tfbio.training.interrupts import TrainingInterrupted, delayed_interrupts
+from tfbio.training.optimizing import globally_clipped, make_optimizer
+
+__all__ = ["Trainer"]
+
+#: A loop aims at this many seconds, so that progress shows, and a signal is seen, about so often.
+_SECONDS_PER_LOOP = 1.0
+
+
+class Trainer:
+    """Trains a plain Keras model with a learning rule.
+
+    Args:
+        model: a built Keras model that ends in logits. Under a strategy, made in its scope.
+        rule: a `tfbio.rules` rule, name or config.
+        optimizer: what `keras.optimizers.get` takes, for the model's variables. Its learning-rate schedule, clipping,
+            weight decay and moving averages work; clipping is of the global gradient.
+        loss: a `tfbio.losses` loss, name or config.
+        strategy: a `tf.distribute.Strategy`; None for the current one.
+        jit_compile: compile with XLA: `True`, `False`, or `"auto"` (yes).
+        feedback_optimizer: for feedback variables that learn, if the rule has any; None for a copy of `optimizer`.
+        preprocessing: a layer or function applied to the inputs on the device, before the model: say the
+            `info.preprocessing` of `tfbio.data.load`. Export can put it into the model.
+        steps_per_loop: steps between two looks of the host; `"auto"` for about a second's worth.
+
+    Attributes:
+        step: number of steps taken, an int64 variable.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        rule: Any = "bp",
+        optimizer: Any = "adam",
+        loss: Any = "softmax_cross_entropy",
+        *,
+        strategy: tf.distribute.Strategy | None = None,
+        jit_compile: bool | str = "auto",
+        feedback_optimizer: Any = None,
+        preprocessing: Any = None,
+        steps_per_loop: int | str = "auto",
+    ):
+        if jit_compile not in (True, False, "auto"):
+            raise ValueError(f"Invalid value for `jit_compile`: expected True, False or 'auto', received {jit_compile}.")
+        if steps_per_loop != "auto" and (not isinstance(steps_per_loop, int) or steps_per_loop < 1):
+            raise ValueError(
+                f"Invalid value for `steps_per_loop`: expected 'auto' or a positive int, received {steps_per_loop!r}."
+            )
+        self.model = model
+        self.rule = rules.get(rule)
+        self.loss = losses.get(loss)
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self.preprocessing = preprocessing
+        self._jit = bool(jit_compile)
+        self._steps_per_loop = steps_per_loop
+        self._replicas = self.strategy.num_replicas_in_sync
+        check_scope(model, self.strategy)
+        with self.strategy.scope():
+            self.rule.build(model, self.loss)
+            mixed = "mixed_float16" in {layer.dtype_policy.name for layer in model._flatten_layers()}
+            self.optimizer = make_optimizer(
+                optimizer, self.rule.forward_variables, self.strategy, "optimizer", mixed
+            )
+            self.feedback_optimizer = None
+            if self.rule.feedback_variables:
+                if feedback_optimizer is None:
+                    inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+                    feedback_optimizer = type(inner).from_config(inner.get_config())
+                self.feedback_optimizer = make_optimizer(
+                    feedback_optimizer, self.rule.feedback_variables, self.strategy, "feedback_optimizer", mixed
+                )
+            self.step = tf.Variable(
+                0, dtype=tf.int64, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
+            )
+            self.averages = Averages(self.loss)
+            self._evaluation = Averages(self.loss)
+        self._feeds: dict[int, tuple] = {}
+        self._loops: dict[int, Any] = {}
+
+    # One step, on a replica.
+
+    def _compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor) -> tuple:
+        """The rule's update as tensors alone: gradients in the order of the rule's variables."""
+        update = self.rule.compute(x, y, weights)
+        for pairs, variables in (
+            (update.forward, self.rule.forward_variables),
+            (update.feedback, self.rule.feedback_variables),
+        ):
+            if [id(variable) for _, variable in pairs] != [id(variable) for variable in variables]:
+                raise ValueError(
+                    f"{type(self.rule).__name__}.compute must return one gradient for each of its variables, in their "
+                    f"order; expected {[v.path for v in variables]}, received {[v.path for _, v in pairs]}."
+                )
+        gradients = [gradient for gradient, _ in update.forward]
+        return update.outputs, update.loss, gradients, [gradient for gradient, _ in update.feedback]
+
+    def _train(self, compute: Any, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor, importance: tf.Tensor) -> tf.Tensor:
+        x = self._prepare(x)
+        # Loss scaling, where float16 needs it, is a factor on every example: updates are linear in the weights.
+        scaled = self.optimizer.scale_loss(weights)
+        outputs, loss, gradients, feedback = compute(x, y, scaled)
+        unscaled = tf.math.divide_no_nan(loss * tf.reduce_sum(weights), tf.reduce_sum(scaled))
+        gradients = globally_clipped(self.optimizer, gradients, self._replicas)
+        self.optimizer.apply(gradients, self.rule.forward_variables)
+        if self.feedback_optimizer is not None:
+            feedback = globally_clipped(self.feedback_optimizer, feedback, self._replicas)
+            self.feedback_optimizer.apply(feedback, self.rule.feedback_variables)
+        self.averages.add(y, outputs, importance)
+        return tf.cast(unscaled, tf.float32)
+
+    def _evaluate(self, x: tf.Tensor, y: tf.Tensor, importance: tf.Tensor) -> None:
+        self._evaluation.add(y, self.model(self._prepare(x), training=False), importance)
+
+    def _prepare(self, x: tf.Tensor) -> tf.Tensor:
+        return x if self.preprocessing is None else self.preprocessing(x)
+
+    # Many steps, in one graph.
+
+    def _train_loop(self, feed: Any) -> Any:
+        compute, train = self._compute, self._train
+        if self._jit and self._replicas > 1:
+            compute = tf.function(compute, jit_compile=True)
+
+        def step(x, y, weights, importance):
+            return train(compute, x, y, weights, importance)
+
+        if self._jit and self._replicas == 1:
+            step = tf.function(step, jit_compile=True)
+
+        @tf.function
+        def loop(handle, epoch, first, count):
+            loss = tf.zeros(())
+            index = first
+            while tf.logical_and(index < first + count, tf.math.is_finite(loss)):
+                arguments = feed.take(handle, epoch, index)
+                shares = self.strategy.run(lambda *given: step(*feed.unpack(*given)), arguments)
+                loss = self.strategy.reduce("sum", shares, axis=None)
+                self.step.assign_add(1)
+                index += 1
+            return loss
+
+        return loop
+
+    def _evaluation_loop(self, feed: Any) -> Any:
+        evaluate = self._evaluate
+        if self._jit and self._replicas == 1:
+            evaluate = tf.function(evaluate, jit_compile=True)
+
+        def step(*given):
+            x, y, _, importance = feed.unpack(*given)
+            evaluate(x, y, importance)
+
+        @tf.function
+        def loop(handle, epoch, first, count):
+            for index in tf.range(first, first + count):
+                self.strategy.run(step, feed.take(handle, epoch, index))
+
+        return loop
+
+    def _feed(self, data: Any, steps: int | None) -> Any:
+        """The feed for `data`, the same one each time, so that its loop is traced once."""
+        if id(data) not in self._feeds:
+            feed = make_feed(data, self.strategy, steps)
+            check_batch(self.model, self.loss, *feed.example(), self._prepare)
+            self._feeds[id(data)] = (feed, data)  # holding `data` keeps its id its own
+        return self._feeds[id(data)][0]
+
+    def _loop(self, feed: Any, make: Any) -> Any:
+        key = (id(feed), make.__name__)
+        if key not in self._loops:
+            self._loops[key] = make(feed)
+        return self._loops[key]
+
+    # The host's side.
+
+    @property
+    def state(self) -> tf.train.Checkpoint:
+        """Everything that a checkpoint holds."""
+        optimizers = [o for o in (self.optimizer, self.feedback_optimizer) if o is not None]
+        variables = {
+            "model": self.model.variables,
+            "rule": self.rule.variables,
+            "optimizers": [variable for optimizer in optimizers for variable in optimizer.variables],
+        }
+        tracked = {name: [variable.value for variable in group] for name, group in variables.items()}
+        return tf.train.Checkpoint(step=self.step, averages=self.averages.sums, **tracked)
+
+    def restore(self, checkpoints: Checkpoints) -> int:
+        """Goes back to the newest readable checkpoint; returns the step it stands at (0 without any)."""
+        with self.strategy.scope():
+            checkpoints.restore(self.state)
+        return int(self.step.numpy())
+
+    def fit(
+        self,
+        data: Any,
+        *,
+        validation_data: Any = None,
+        epochs: int = 1,
+        steps_per_epoch: int | None = None,
+        callbacks: Iterable[keras.callbacks.Callback] = (),
+        checkpoints: Checkpoints | None = None,
+        verbose: bool = True,
+    ) -> keras.callbacks.History:
+        """Trains until the model has seen `epochs` epochs in all, restored ones included.
+
+        Args:
+            data: a `tf.data.Dataset` of batches `(x, y)` or `(x, y, sample_weight)`, or a function from the epoch to
+                one (`tfbio.training.feeds`). Every example counts once, in a last batch that is not full too.
+            validation_data: the same, or a dict of several by name, evaluated after every epoch; figures carry the
+                name (`val` for a single one) and an underscore in front.
+            epochs: the total to reach. A second call with the same number does nothing.
+            steps_per_epoch: for endless data.
+            callbacks: Keras callbacks. Batch hooks are called once a loop.
+            checkpoints: where and when to save; also makes Ctrl-C and SIGTERM save and then stop.
+            verbose: print a line an epoch, and a bar on a terminal.
+
+        Returns:
+            The `History`: `history.history["loss"]` and so on, an entry an epoch.
+
+        Raises:
+            ValueError: data that do not fit the model.
+            NonFiniteLoss: the loss became infinite or NaN.
+            TrainingInterrupted: a signal came, and `checkpoints` holds the state.
+        """
+        feed = self._feed(data, steps_per_epoch)
+        loop = self._loop(feed, self._train_loop)
+        if validation_data is not None and not isinstance(validation_data, Mapping):
+            validation_data = {"val": validation_data}
+        callbacks = [*callbacks, *([Progress()] if verbose else [])]
+        model = CallbackModel(self.model, self.optimizer)
+        hooks = keras.callbacks.CallbackList(
+            callbacks, add_history=True, model=model, epochs=epochs, steps=feed.steps_per_epoch, verbose=int(verbose)
+        )
+        hooks.on_train_begin()
+        with _signals(checkpoints) as received:
+            while (epoch := int(self.step.numpy()) // feed.steps_per_epoch) < epochs and not model.stop_training:
+                started = time.monotonic()
+                hooks.on_epoch_begin(epoch)
+                self._train_epoch(feed, loop, epoch, hooks, checkpoints, received)
+                logs = {"step": int(self.step.numpy()), **self.averages.result()}
+                self.averages.reset()
+                for name, split in (validation_data or {}).items():
+                    logs.update({f"{name}_{key}": value for key, value in self.evaluate(split).items()})
+                logs["seconds"] = time.monotonic() - started
+                hooks.on_epoch_end(epoch, logs)
+                self._save(checkpoints, received, epoch_ended=True)
+        if checkpoints is not None and self.step.numpy():
+            checkpoints.save(self.state, int(self.step.numpy()))
+        hooks.on_train_end()
+        return next(c for c in hooks.callbacks if isinstance(c, keras.callbacks.History))
+
+    def _train_epoch(self, feed, loop, epoch, hooks, checkpoints, received) -> None:
+        """The rest of an epoch, loop by loop."""
+        first = int(self.step.numpy()) % feed.steps_per_epoch
+        handle = feed.open(epoch, first)
+        count, last = 1, feed.steps_per_epoch
+        while first < last:
+            count = min(count, last - first)
+            if checkpoints is not None and checkpoints.every_steps:
+                count = min(count, checkpoints.every_steps - int(self.step.numpy()) % checkpoints.every_steps)
+            if self._steps_per_loop != "auto":
+                count = min(self._steps_per_loop, last - first)
+            hooks.on_train_batch_begin(first)
+            started = time.monotonic()
+            try:
+                loss = float(loop(handle, tf.constant(epoch), tf.constant(first), tf.constant(count)))
+            except (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError) as error:
+                raise explain(error, "training") from error
+            first = int(self.step.numpy()) - epoch * last
+            if not tf.math.is_finite(loss):
+                raise NonFiniteLoss(loss, int(self.step.numpy()), self.model, checkpoints)
+            hooks.on_train_batch_end(first - 1, self.averages.result())
+            elapsed = max(time.monotonic() - started, 1e-6)
+            count = max(1, min(10 * count, round(count * _SECONDS_PER_LOOP / elapsed)))
+            if first < last:
+                self._save(checkpoints, received, epoch_ended=False)
+
+    def _save(self, checkpoints: Checkpoints | None, received: list[int], epoch_ended: bool) -> None:
+        """Saves if it is time or a signal came, and then stops if a signal came."""
+        step = int(self.step.numpy())
+        if checkpoints is not None and (received or checkpoints.due(step, epoch_ended)):
+            path = checkpoints.save(self.state, step)
+            if received:
+                raise TrainingInterrupted(f"Stopped at step {step}; the state is in {path}.", received[0])
+
+    def evaluate(self, data: Any, steps: int | None = None) -> dict[str, float]:
+        """Averages over all examples of a data set.
+
+        Args:
+            data: as for `fit`. Figures do not depend on order or batch size.
+            steps: number of batches, for endless data.
+
+        Returns:
+            `loss`, and `error` in [0, 1] and `accuracy` if the loss classifies.
+        """
+        feed = self._feed(data, steps)
+        self._evaluation.reset()
+        loop = self._loop(feed, self._evaluation_loop)
+        try:
+            loop(feed.open(0, 0), tf.constant(0), tf.constant(0), tf.constant(feed.steps_per_epoch))
+        except (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError) as error:
+            raise explain(error, "evaluation") from error
+        figures = self._evaluation.result()
+        return figures | ({"accuracy": 1.0 - figures["error"]} if "error" in figures else {})
+
+
+def _signals(checkpoints: Checkpoints | None) -> Any:
+    """Signals wait for the end of a loop only if there is a place to save to."""
+    return delayed_interrupts() if checkpoints is not None else contextlib.nullcontext([])
