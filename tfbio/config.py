@@ -84,7 +84,9 @@ def parse(files: Sequence[str], params: Sequence[str]) -> str:
     try:
         gin.parse_config_files_and_bindings(list(files), list(params), finalize_config=True, skip_unknown=False)
     except (ValueError, TypeError, OSError, SyntaxError, RuntimeError, AttributeError) as error:
-        raise ConfigError(_sentence(error)) from error
+        given = " ".join([*files, *params])
+        hint = " Include a file that sets it, or pass it as --gin_param." if "REQUIRED" in str(error) else ""
+        raise ConfigError(f"{_sentence(error)} (reading {given}){hint}") from error
     finally:
         logging.disable(logging.NOTSET)
     return gin.config_str()

@@ -81,11 +81,12 @@ def output_layers(model: keras.Model) -> list[keras.layers.Layer]:
         if node is None or id(node) in seen:
             continue
         seen.add(id(node))
-        if isinstance(node.layer, keras.Model) and _is_functional(node.layer) and node.layer.weights:
-            found.extend(output_layers(node.layer))
-        elif is_weighted(node.layer):
-            found.append(node.layer)
+        if isinstance(node.layer, keras.Model) and _is_functional(node.layer):
+            last = output_layers(node.layer)
         else:
+            last = [node.layer] if is_weighted(node.layer) else []
+        found.extend(last)
+        if not last:
             stack.extend(node.inputs)
     return list({id(layer): layer for layer in found}.values())
 
@@ -192,7 +193,7 @@ def _segments(model: keras.Model) -> list[_Segment]:
     for position, node in enumerate(nodes):
         layers.append(node.layer)
         live |= {id(tensor) for tensor in node.outputs if id(tensor) in last_use}
-        live = {tensor for tensor in live if last_use[tensor] > position}
+        live = {tensor for tensor in live if last_use.get(tensor, -1) > position}
         if len(live) == 1 and len(node.outputs) == 1:  # all that comes later needs this tensor alone
             segments.append(_Segment(node.outputs[0], tuple(layers)))
             layers = []

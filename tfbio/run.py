@@ -125,23 +125,33 @@ class _Assembly:
     def describe(self) -> dict[str, Any]:
         """What makes this run what it is: another run may not go on in its directory."""
         trainer = self.trainer
-        return {
-            "dataset": {"name": self.info.name, "examples": self.info.examples, "shape": list(self.info.shape)},
+        optimizer = keras.saving.serialize_keras_object(trainer.optimizer)
+        description = {
+            "dataset": {"set": self.info.name, "examples": self.info.examples, "shape": list(self.info.shape)},
             "preprocessing": self.info.preprocessing.get_config(),
             "model": [[variable.path.partition("/")[2], list(variable.shape)] for variable in trainer.model.variables],
-            "rule": {"name": type(trainer.rule).__name__, **trainer.rule.get_config()},
-            "optimizer": keras.saving.serialize_keras_object(trainer.optimizer)["config"],
+            "rule": {"class_name": type(trainer.rule).__name__, **trainer.rule.get_config()},
+            "optimizer": {"class_name": optimizer["class_name"], **optimizer["config"]},
             "loss": type(trainer.loss).__name__,
             "batch_size": self.run.batch_size,
             "seed": self.run.seed,
             "precision": self.run.precision,
         }
+        return _nameless(json.loads(json.dumps(description, default=str)))
 
     def labels(self) -> dict[str, str]:
         if self.run.labels:
             return dict(self.run.labels)
         rule = type(self.trainer.rule).__name__
         return {"dataset": self.info.name, "network": self.trainer.model.name, "rule": rule}
+
+
+def _nameless(config: Any) -> Any:
+    """Plain data without the names that Keras numbers by what else a process has made ("adam_5")."""
+    if isinstance(config, dict):
+        kept = {key: value for key, value in config.items() if key != "name" or not isinstance(value, str)}
+        return {key: _nameless(value) for key, value in kept.items()}
+    return [_nameless(entry) for entry in config] if isinstance(config, list) else config
 
 
 def _made(part: Any, kind: type) -> Any:
@@ -275,7 +285,6 @@ def _restored(workdir: str, run: Run) -> _Assembly:
 
 def _claim(folder: Path, description: dict[str, Any]) -> None:
     """Writes `run.json`, or checks that the one there says the same."""
-    description = json.loads(json.dumps(description, default=str))
     found = _read_json(folder / "run.json")
     if found is None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -40,11 +40,13 @@ def resolve(identifier: Any, base: type, names: Mapping[str, type], argument: st
         return classes[identifier]()
     if isinstance(identifier, Mapping) and "class_name" in identifier:
         name = str(identifier["class_name"]).rpartition(">")[2]
-        if name in classes:
-            return classes[name].from_config(dict(identifier.get("config", {})))
-        result = keras.saving.deserialize_keras_object(dict(identifier))
-        if isinstance(result, base):
-            return result
+        cls = (
+            keras.saving.get_registered_object(identifier.get("registered_name"))  # first: it may be the user's own
+            or classes.get(name)
+            or keras.saving.get_registered_object(f"tfbio>{name}")
+        )
+        if inspect.isclass(cls) and issubclass(cls, base):
+            return cls.from_config(dict(identifier.get("config", {})))
     raise ValueError(
         f"Invalid value for `{argument}`: expected a {base.__name__}, its config, or one of "
         f"{', '.join(sorted(classes))}, received {identifier!r}."

@@ -1,9 +1,9 @@
 """Tasks in worker processes that live on from task to task.
 
-Processes, since TensorFlow's process-wide state can't be shared by two runs; the
-same process for the next task, since importing TensorFlow takes seconds. A process that dies (out of memory, killed)
-takes its task with it and nothing else: another one replaces it. What a task prints goes to a file of its own, so that
-the parent's terminal stays readable.
+Processes, since TensorFlow's process-wide state can't be shared by two runs; the same process for task after task,
+since importing TensorFlow takes seconds. A process that dies (out of memory, killed) takes its task with it and nothing
+else: another one replaces it. What a task prints goes to a file of its own, so that the parent's terminal stays
+readable.
 
 The parent speaks to each worker through a pipe: a task goes one way, None or a failure comes back, and the end of the
 file means that the worker died. A worker whose parent died sees the same at its end and leaves. Nothing here needs

@@ -21,7 +21,7 @@ __all__ = ["GradientAngle", "angle", "gradient_angles"]
 
 
 def angle(products: Sequence[float]) -> float:
-    """The angle in degrees from $(\\langle g, b \\rangle, \\langle g, g \\rangle, \\langle b, b \\rangle)$; NaN for a zero vector."""
+    """The angle in degrees, from the inner products (g·b, g·g, b·b); NaN if a vector is zero."""
     dot, gg, bb = (float(product) for product in products)
     if gg <= 0.0 or bb <= 0.0:
         return float("nan")

@@ -15,7 +15,7 @@ __all__ = ["FeedbackWeights"]
 
 
 class FeedbackWeights:
-    """The source of a layer's backward weights; subclasses define `__call__`, and `initializer` if they own a variable."""
+    """The source of a layer's backward weights; subclasses define `__call__`, and `initializer` to own a variable."""
 
     def initializer(self, index: int) -> Callable[..., tf.Tensor] | None:
         """What to fill the kernel's own feedback variable with.

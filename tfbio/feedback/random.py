@@ -9,7 +9,7 @@ The literature's scales, all Keras initializers (fan-in and fan-out are the kern
 |---|---|
 | default: the scale of the forward weights (BioTorch) | `"glorot_uniform"` |
 | Lillicrap et al. 2016 | `RandomUniform(-0.5, 0.5)` |
-| Xiao et al. 2018, convolutions: $N(0, 2 / (k_h k_w c_{out}))$ | `VarianceScaling(2.0, "fan_out", "untruncated_normal")` |
+| Xiao et al. 2018, conv: $N(0, 2 / (k_h k_w c_{out}))$ | `VarianceScaling(2.0, "fan_out", "untruncated_normal")` |
 | Xiao et al. 2018, dense: $U(\pm 1/\sqrt{n_{in}})$ | `VarianceScaling(1 / 3, "fan_in", "uniform")` |
 """
 
@@ -26,7 +26,7 @@ from tfbio.serialization import register
 __all__ = ["Random", "seeded"]
 
 
-def seeded(initializer: Any, seed: int | None, index: int) -> keras.initializers.Initializer:
+def seeded(initializer: Any, seed: int | None, index: int) -> Callable[..., tf.Tensor]:
     """A fresh copy of `initializer` with a seed of its own.
 
     Args:
@@ -35,10 +35,13 @@ def seeded(initializer: Any, seed: int | None, index: int) -> keras.initializers
         index: number of the draw, so that each kernel gets its own.
 
     Returns:
-        A Keras initializer. Never the object passed: one with a fixed seed repeats its draw, and a kernel that is
-        initialised by the same object would equal its feedback.
+        A Keras initializer (a plain function as it is). Never the object passed: one with a fixed seed repeats its
+        draw, and a kernel that is initialised by the same object would equal its feedback.
     """
-    config = keras.initializers.serialize(keras.initializers.get(initializer))
+    initializer = keras.initializers.get(initializer)
+    if not isinstance(initializer, keras.initializers.Initializer):
+        return initializer  # a plain function has no seed to set
+    config = keras.initializers.serialize(initializer)
     if "seed" in config["config"]:
         drawn = None if seed is None else int(np.random.SeedSequence([seed, index]).generate_state(1)[0] >> 1)
         config = {**config, "config": {**config["config"], "seed": drawn}}

@@ -67,7 +67,7 @@ def kernels(layer: keras.layers.Layer) -> list[keras.Variable]:
     Raises:
         ValueError: the layer has none, or its kernel is not a plain variable (LoRA or quantisation is on).
     """
-    result = [getattr(layer, name) for name in _kernel_names(layer)]
+    result = [getattr(layer, name, None) for name in _kernel_names(layer)]
     if not result or not all(isinstance(kernel, keras.Variable) for kernel in result):
         raise ValueError(
             f"Invalid value for `layer`: expected a built layer with kernels, received {layer.name!r} "

@@ -68,7 +68,11 @@ class LearningRule:
         loss = losses.get(loss)
         check_logits(model, loss)
         self.model, self.loss = model, loss
-        self.setup()
+        try:
+            self.setup()
+        except BaseException:
+            self.model = self.loss = None  # a refused model leaves the rule as it was
+            raise
 
     def setup(self) -> None:
         """Creates what the rule needs beside `self.model` and `self.loss`; called once by `build`."""
@@ -131,7 +135,7 @@ def check_logits(model: keras.Model, loss: losses.Loss) -> None:
     while isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
         layer = layer.outputs[0]._keras_history.operation
     activation = getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__).lower()
-    if activation in loss.contains:
+    if activation.replace("_", "") in {name.replace("_", "") for name in loss.contains}:  # keras.ops say LogSoftmax
         raise ValueError(
             f"Invalid value for `model`: expected logits as output, for {type(loss).__name__} contains the output "
             f"activation; layer {layer.name!r} of {model.name!r} ends in {activation}. Build it without: activation="

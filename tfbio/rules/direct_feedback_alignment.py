@@ -105,7 +105,7 @@ class DirectFeedbackAlignment(LearningRule):
                 activations.append(stage(tf.nest.map_structure(tf.stop_gradient, activations[-1]), training=True))
             *hidden, outputs = activations[1:]
             loss = weighted_loss(self.loss, y, outputs, weights)
-            penalty = tf.add_n([regularization(stage, weights, loss.dtype) for stage in self.stages])
+            penalty = regularization(self.model, weights, loss.dtype)  # of the whole: stages may share a layer
         error = self.loss.error(y, outputs)
         error = tf.reshape(error, [tf.shape(error)[0], -1]) * tf.cast(weights, error.dtype)[:, tf.newaxis]
         signals = [project(error, b.value, h) for b, h in zip(self.projections, hidden, strict=True)]

@@ -82,7 +82,7 @@ class Checkpoints:
         for path in reversed(self.paths()):
             try:
                 state.read(str(path)).assert_existing_objects_matched()
-            except (tf.errors.OpError, AssertionError, ValueError, RuntimeError) as error:
+            except (tf.errors.OpError, AssertionError, IndexError, ValueError, RuntimeError) as error:
                 failures.append((path, error))
                 continue
             for bad, error in failures:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfbio.losses import Loss
 
-__all__ = ["NonFiniteLoss", "check_batch", "check_scope", "explain"]
+__all__ = ["NonFiniteLoss", "check_batch", "check_no_collectives", "check_scope", "explain"]
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -41,6 +41,20 @@ def check_scope(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
             raise ValueError(
                 f"Invalid value for `model`: {variable.path!r} was made outside the strategy's scope. Build the model "
                 "within `with strategy.scope():`, or make its Trainer within the scope in which the model was made."
+            )
+
+
+def check_no_collectives(model: keras.Model) -> None:
+    """Refuses layers that reduce over replicas: XLA compiles the rule's computation on each replica alone.
+
+    Raises:
+        ValueError: names the layer.
+    """
+    for layer in model._flatten_layers():
+        if getattr(layer, "synchronized", False):
+            raise ValueError(
+                f"Invalid value for `jit_compile`: expected False or 'auto', for {layer.name!r} is synchronized over "
+                "replicas, which a computation compiled on each of them can't be, received True."
             )
 
 

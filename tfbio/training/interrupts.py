@@ -24,7 +24,8 @@ class TrainingInterrupted(KeyboardInterrupt):
 def delayed_interrupts() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM in a list instead of acting on them; a second SIGINT acts at once.
 
-    Signals can only be caught in a process's main thread; elsewhere the list stays empty.
+    A signal that the process ignores stays ignored. Signals can only be caught in a process's main thread; elsewhere
+    the list stays empty.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -36,7 +37,8 @@ def delayed_interrupts() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, note) for number in heeded}
     try:
         yield received
     finally:

@@ -5,7 +5,7 @@ between two loops the host reads averages, calls callbacks, saves, and sees sign
 whose loss is not finite.
 
 On one device the whole step is compiled by XLA: gradients, optimizer and averages. On several replicas of one process
-only the rule's computation is, for XLA can't hold the variables of two devices.
+only the rule's computation can be, for XLA can't hold the variables of two devices, and only on request.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from tfbio import losses, rules
 from tfbio.training.averages import Averages
 from tfbio.training.callbacks import CallbackModel, Progress
 from tfbio.training.checkpoints import Checkpoints
-from tfbio.training.checks import NonFiniteLoss, check_batch, check_scope, explain
+from tfbio.training.checks import NonFiniteLoss, check_batch, check_no_collectives, check_scope, explain
 from tfbio.training.feeds import make_feed
 from tfbio.training.interrupts import TrainingInterrupted, delayed_interrupts
 from tfbio.training.optimizing import globally_clipped, make_optimizer
@@ -41,7 +41,7 @@ class Trainer:
             weight decay and moving averages work; clipping is of the global gradient.
         loss: a `tfbio.losses` loss, name or config.
         strategy: a `tf.distribute.Strategy`; None for the current one.
-        jit_compile: compile with XLA: `True`, `False`, or `"auto"` (yes).
+        jit_compile: compile with XLA: `True`, `False`, or `"auto"`: on one replica.
         feedback_optimizer: for feedback variables that learn, if the rule has any; None for a copy of `optimizer`.
         preprocessing: a layer or function applied to the inputs on the device, before the model: say the
             `info.preprocessing` of `tfbio.data.load`. Export can put it into the model.
@@ -75,10 +75,12 @@ class Trainer:
         self.loss = losses.get(loss)
         self.strategy = strategy or tf.distribute.get_strategy()
         self.preprocessing = preprocessing
-        self._jit = bool(jit_compile)
-        self._steps_per_loop = steps_per_loop
         self._replicas = self.strategy.num_replicas_in_sync
+        self._jit = self._replicas == 1 if jit_compile == "auto" else jit_compile
+        self._steps_per_loop = steps_per_loop
         check_scope(model, self.strategy)
+        if self._jit and self._replicas > 1:
+            check_no_collectives(model)
         with self.strategy.scope():
             self.rule.build(model, self.loss)
             mixed = "mixed_float16" in {layer.dtype_policy.name for layer in model._flatten_layers()}

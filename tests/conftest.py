@@ -1,0 +1,24 @@
+"""Every test starts from the same seed and leaves Keras's dtypes as it found them."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras  # noqa: E402  (reads the log level when it is imported)
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _clean_keras():
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture
+def float64(_clean_keras):
+    """Models made in the test compute in float64."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")

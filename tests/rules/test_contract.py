@@ -1,0 +1,209 @@
+"""What every rule must keep: linearity in the weights, shards that sum to the whole, and clear refusals."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers as L
+
+import tfbio
+
+RULES = {
+    "bp": lambda: tfbio.rules.Backpropagation(),
+    "fa": lambda: tfbio.rules.FeedbackAlignment(seed=1),
+    "fa same": lambda: tfbio.rules.FeedbackAlignment(seed=1, last_layer="same"),
+    "dfa": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1),
+}
+ALL = pytest.mark.parametrize("make", RULES.values(), ids=RULES)
+RANDOM = np.random.default_rng(0)
+X, Y = RANDOM.normal(size=(6, 6, 6, 2)), RANDOM.integers(0, 3, 6)
+WEIGHTS = RANDOM.uniform(0.1, 1, 6)
+
+
+def network(regularizer=None, norm=False):
+    layers = [L.Conv2D(3, 3, activation="tanh", kernel_regularizer=regularizer), *([L.BatchNormalization()] * norm)]
+    layers += [L.Flatten(), L.Dense(5, "tanh", bias_regularizer=regularizer, bias_initializer="ones")]
+    return keras.Sequential([keras.Input((6, 6, 2)), *layers, L.Dense(3, kernel_regularizer=regularizer)])
+
+
+def built(make, model, loss="softmax_cross_entropy"):
+    rule = make()
+    rule.build(model, loss)
+    return rule
+
+
+def gradients(rule, x, y, weights=None):
+    return [np.asarray(gradient) for gradient, _ in rule.compute(x, y, weights).forward]
+
+
+def assert_close(actual, expected, rtol=1e-10):
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=rtol, atol=rtol * max(np.abs(e).max(), 1e-12))
+
+
+@ALL
+def test_an_update_has_one_gradient_a_variable(make, float64):
+    model = network("l2")
+    rule = built(make, model)
+    update = rule.compute(X, Y)
+    assert [id(v) for _, v in update.forward] == [id(v) for v in model.trainable_variables]
+    assert [id(v) for v in rule.forward_variables] == [id(v) for v in model.trainable_variables]
+    for gradient, variable in update.forward:
+        assert tf.is_tensor(gradient) and gradient.shape == variable.shape and gradient.dtype == variable.dtype
+        assert np.abs(gradient).max() > 0
+    np.testing.assert_allclose(update.outputs, model(X), rtol=1e-12)
+    penalty = sum(float(loss) for loss in model.losses)
+    error = np.mean(tfbio.losses.SoftmaxCrossEntropy().per_example(Y, update.outputs))
+    np.testing.assert_allclose(update.loss, error + penalty, rtol=1e-6)
+    assert update.feedback == [] and rule.feedback_variables == []
+    assert not any(variable.trainable for variable in rule.variables)
+    assert not {id(v) for v in rule.variables} & {id(v) for v in model.variables}
+
+
+@ALL
+@pytest.mark.parametrize("regularizer", [None, "l2"])
+def test_updates_are_linear_in_the_weights(make, regularizer, float64):
+    rule = built(make, network(regularizer))
+    a, b = WEIGHTS, WEIGHTS[::-1] ** 2
+    total = [2 * u + 3 * v for u, v in zip(gradients(rule, X, Y, a), gradients(rule, X, Y, b), strict=True)]
+    assert_close(gradients(rule, X, Y, 2 * a + 3 * b), total, 1e-9)
+    losses = [float(rule.compute(X, Y, w).loss) for w in (a, b, 2 * a + 3 * b)]
+    np.testing.assert_allclose(2 * losses[0] + 3 * losses[1], losses[2], rtol=1e-9)
+
+
+@ALL
+def test_no_weights_means_the_mean(make, float64):
+    rule = built(make, network("l2"))
+    assert_close(gradients(rule, X, Y), gradients(rule, X, Y, np.full(6, 1 / 6)), 1e-6)  # the default is in float32
+    assert float(rule.compute(X, Y).loss) == pytest.approx(float(rule.compute(X, Y, np.full(6, 1 / 6)).loss), rel=1e-6)
+
+
+@ALL
+@pytest.mark.parametrize("cut", [3, 1])
+def test_shards_with_global_weights_sum_to_the_whole(make, cut, float64):
+    rule = built(make, network("l2"))
+    weights = np.full(6, 1 / 6)
+    parts = [rule.compute(X[s], Y[s], weights[s]) for s in (slice(cut), slice(cut, None))]
+    whole = rule.compute(X, Y, weights)
+    summed = [np.add(u[0], v[0]) for u, v in zip(parts[0].forward, parts[1].forward, strict=True)]
+    assert_close(summed, [gradient for gradient, _ in whole.forward])
+    np.testing.assert_allclose(parts[0].loss + parts[1].loss, whole.loss, rtol=1e-10)
+
+
+@ALL
+def test_examples_of_weight_zero_do_not_matter(make, float64):
+    rule = built(make, network("l2"))
+    padded = np.concatenate([X[:4], 100 * X[4:]])
+    weights = np.array([0.25] * 4 + [0.0] * 2)
+    assert_close(gradients(rule, padded, Y, weights), gradients(rule, X[:4], Y[:4], weights[:4]))
+
+
+@ALL
+def test_regularizers_add_their_own_gradient(make, float64):
+    plain, decayed = network(), network(keras.regularizers.L2(0.1))
+    decayed.set_weights(plain.get_weights())
+    weights = WEIGHTS / 2
+    rule, other = built(make, plain), built(make, decayed)
+    expected = [
+        gradient + regularized * 2 * 0.1 * weights.sum() * np.asarray(variable)
+        for gradient, variable, regularized in zip(
+            gradients(rule, X, Y, weights), plain.weights, [1, 0, 0, 1, 1, 0], strict=True
+        )
+    ]
+    for variable, value in zip(other.variables, rule.variables, strict=True):
+        variable.assign(value)
+    assert_close(gradients(other, X, Y, weights), expected, 1e-6)  # Keras rounds the factor to float32
+
+
+@ALL
+def test_the_penalty_of_a_layer_used_twice_counts_once(make, float64):
+    shared = L.Dense(4, kernel_regularizer="l2", kernel_initializer="zeros", use_bias=False)
+    model = keras.Sequential([keras.Input((4,)), shared, L.Activation("tanh"), shared, L.Dense(3)])
+    shared.kernel.assign(np.eye(4))
+    rule = built(make, model, "mean_squared_error")
+    update = rule.compute(np.zeros((2, 4)), np.zeros((2, 3)))  # nothing but the penalty is left
+    np.testing.assert_allclose(update.loss, 4 * 0.01, rtol=1e-6)
+    np.testing.assert_allclose(update.forward[0][0], 2 * 0.01 * np.eye(4), rtol=1e-6)
+
+
+@ALL
+def test_the_penalty_on_activations_counts(make, float64):
+    def loss_and_gradient(regularizer):
+        keras.utils.set_random_seed(0)
+        layers = [L.Dense(4, "tanh", activity_regularizer=regularizer), L.Dense(3)]
+        model = keras.Sequential([keras.Input((72,)), *layers])
+        update = built(make, model).compute(X.reshape(6, -1), Y)
+        hidden = np.asarray(model.layers[0](X.reshape(6, -1)))
+        return float(update.loss), np.asarray(update.forward[0][0]), hidden
+
+    plain, penalised = loss_and_gradient(None), loss_and_gradient(keras.regularizers.L2(0.5))
+    hidden = plain[2]
+    assert penalised[0] - plain[0] == pytest.approx(0.5 * (hidden**2).sum() / 6, rel=1e-5)
+    expected = X.reshape(6, -1).T @ (2 * 0.5 * hidden * (1 - hidden**2) / 6)
+    np.testing.assert_allclose(penalised[1] - plain[1], expected, rtol=1e-5, atol=1e-7)
+
+
+@ALL
+def test_running_statistics_move_as_keras_moves_them(make, float64):
+    model = network(norm=True)
+    norm = model.layers[1]
+    before = norm.moving_mean.numpy(), norm.moving_variance.numpy()
+    hidden = np.asarray(model.layers[0](X))
+    built(make, model).compute(X, Y)
+    for old, new, now in zip(
+        before, (norm.moving_mean, norm.moving_variance), (hidden.mean((0, 1, 2)), hidden.var((0, 1, 2))), strict=True
+    ):
+        np.testing.assert_allclose(new, norm.momentum * old + (1 - norm.momentum) * now, rtol=1e-9, atol=1e-12)
+
+
+@ALL
+def test_compute_writes_nothing_else(make):
+    model = network("l2")
+    rule = built(make, model)
+    before = [v.numpy() for v in [*model.variables, *rule.variables]]
+    rule.compute(X, Y)
+    for value, variable in zip(before, [*model.variables, *rule.variables], strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+@ALL
+def test_frozen_layers_still_carry_the_signal(make, float64):
+    model = network()
+    rule = built(make, model)
+    expected = gradients(rule, X, Y)
+    model.layers[2].trainable = False  # the hidden dense layer
+    update = rule.compute(X, Y)
+    assert [id(v) for _, v in update.forward] == [id(v) for v in [*model.layers[0].weights, *model.layers[3].weights]]
+    assert_close([gradient for gradient, _ in update.forward], expected[:2] + expected[4:])
+
+
+@ALL
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+def test_graphs_and_xla_equal_eager(make, jit_compile, float64):
+    rule = built(make, network("l2"))
+
+    @tf.function(jit_compile=jit_compile)
+    def compiled(x, y, weights):
+        return [gradient for gradient, _ in rule.compute(x, y, weights).forward]
+
+    assert_close(compiled(X, Y, WEIGHTS), gradients(rule, X, Y, WEIGHTS), 1e-9)
+
+
+@ALL
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_is_near_float32(make, policy):
+    expected = network("l2")
+    reference = built(make, expected)
+    keras.config.set_dtype_policy(policy)
+    model = network("l2")
+    model.set_weights(expected.get_weights())
+    rule = built(make, model)
+    for ours, theirs in zip(rule.variables, reference.variables, strict=True):
+        assert ours.dtype == "float32"
+        ours.assign(theirs)
+    update = rule.compute(X.astype("float32"), Y)
+    assert update.loss.dtype == tf.float32 and update.outputs.dtype == model.compute_dtype
+    epsilon = 2.0**-8 if policy == "mixed_bfloat16" else 2.0**-11
+    for (gradient, variable), other in zip(update.forward, gradients(reference, X.astype("float32"), Y), strict=True):
+        assert gradient.dtype == variable.dtype == "float32"
+        assert np.linalg.norm(gradient - other) < 10 * epsilon * np.linalg.norm(other)

@@ -1,0 +1,101 @@
+"""Every gin file parses, builds and takes a step; bad ones are refused in a sentence."""
+
+from pathlib import Path
+
+import gin
+import numpy as np
+import pytest
+
+import tfbio
+from tfbio import config
+from tfbio import run as runs
+
+TREE = Path(tfbio.__file__).parent.parent / "gin"
+FILES = sorted(str(path.relative_to(TREE)) for path in TREE.rglob("*.gin"))
+COMPLETE = [file for file in FILES if file == "quickstart.gin" or ("/bartunov" in file and Path(file).stem in ("bp", "fa", "dfa"))]
+SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+
+
+@pytest.fixture
+def tiny_data(monkeypatch):
+    """Replaces what is read from disk by six images of the same shape."""
+
+    def load(name, split, data_dir):
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (6, *SHAPES[name]), np.uint8)
+        return original(images, np.arange(6, dtype=np.int32), 10, None)
+
+    from tfbio.data import registry
+    from tfbio.data.labelled_images import LabelledImages as original  # noqa: N813
+
+    monkeypatch.setattr(registry, "_read", load)
+
+
+def test_the_tree_is_found():
+    assert len(FILES) > 20 and len(COMPLETE) == 13
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_parses_and_says_what_is_overridden(file):
+    parts = ("load=@load", "model=@fully_connected", "rule=@Backpropagation", "optimizer=@Adam")
+    config.parse([file], [f"train.{part}" for part in parts])  # what a file may leave to those that include it
+    header = (TREE / file).read_text()
+    assert header.startswith("# ")
+    if file.startswith(("runs/", "studies/")) or file == "quickstart.gin":
+        assert "Commonly overridden" in header or "share" in header.splitlines()[0]
+
+
+@pytest.mark.parametrize("file", COMPLETE)
+def test_every_run_takes_a_step(file, tiny_data, tmp_path):
+    params = ["train.epochs=1", "train.jit_compile=False", "train.gradient_angle=False", "train.batch_size=6"]
+    result = config.run_train([file], params, str(tmp_path), quiet=True)
+    assert result["steps"] == 1 and np.isfinite(result["final"]["train_loss"])
+    rule = {"bp": "Backpropagation", "fa": "FeedbackAlignment", "dfa": "DirectFeedbackAlignment"}
+    expected = rule.get(Path(file).stem, "FeedbackAlignment")
+    assert result["labels"]["rule"] == expected
+    # What was asked for, in full, can be parsed again and is the same run.
+    config.parse([str(tmp_path / "config.gin")], [])
+    assert runs._Assembly(config.load_run()).describe()["rule"]["class_name"] == expected
+    assert "train.epochs = 1" in (tmp_path / "operative_config.gin").read_text()
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("studies/")])
+def test_every_study_names_files_that_exist(file):
+    config.parse([file], [])
+    bindings = gin.get_bindings("study")
+    for values in bindings["axes"].values():
+        for files in values.values():
+            for name in [files] if isinstance(files, str) else files:
+                assert (TREE / name).is_file(), name
+
+
+@pytest.mark.parametrize(
+    ("files", "params", "message"),
+    [
+        (["quikstart.gin"], [], "no file 'quikstart.gin'.*quickstart.gin"),
+        (["quickstart.gin"], ["train.epoch=3"], "epoch"),
+        (["quickstart.gin"], ["trian.epochs=3"], "trian"),
+        (["quickstart.gin"], ["train.rule=@FeedbackAlignement"], "FeedbackAlignement"),
+        (["quickstart.gin"], ["train.epochs"], "train.epochs"),
+        (["runs/base.gin"], [], "train.load set to.*REQUIRED.*Include a file"),
+        (["quickstart.gin"], ["train.epochs=0"], "epochs"),
+        (["quickstart.gin"], ["train.select_on='train'"], "select_on"),
+    ],
+)
+def test_bad_configurations(files, params, message, tmp_path):
+    with pytest.raises(config.ConfigError, match=message):
+        config.run_train(files, params, str(tmp_path / "w"), quiet=True)
+    assert not (tmp_path / "w").exists()
+
+
+def test_nothing_is_left_of_an_earlier_configuration():
+    config.parse(["quickstart.gin"], ["train.epochs=7"])
+    config.parse(["quickstart.gin"], [])
+    assert config.load_run().epochs == 60
+
+
+def test_classes_are_not_changed_by_gin():
+    rule = tfbio.rules.FeedbackAlignment()
+    config.parse(["quickstart.gin"], ["FeedbackAlignment.scale=3.0"])
+    assert type(config.load_run().rule()) is type(rule)
+    assert tfbio.rules.FeedbackAlignment().get_config()["scale"] == 1.0  # a direct call is not injected

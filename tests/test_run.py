@@ -1,0 +1,175 @@
+"""Runs in a work directory: what they leave there, how they go on, and what they refuse."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import tfbio
+from tfbio import run as runs
+from tfbio.run import Run, WorkdirError, train
+from tfbio.training import TrainingInterrupted
+
+
+def settings(**options):
+    options = {"model": small, "epochs": 2, "optimizer": "adam", "jit_compile": False, "evaluate_on": ("test",), **options}
+    return Run(**options)
+
+
+def small(input_shape, classes):
+    return tfbio.models.fully_connected(input_shape, classes, units=(12,))
+
+
+def held_out(**options):
+    return tfbio.data.load("digits", validation=200, **options)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder, run):
+    return runs._restored(str(folder), run).trainer.model.get_weights()
+
+
+def test_a_run_directory_holds_what_the_documents_say(tmp_path):
+    result = train(str(tmp_path), settings(rule="fa", gradient_angle=True, published={"test_error": 0.1}), quiet=True)
+    assert result == json.loads((tmp_path / "result.json").read_text())
+    assert [line["epoch"] for line in lines(tmp_path)] == [1, 2]
+    assert {"loss", "error", "test_loss", "test_error", "seconds", "step", "angle/total"} <= set(lines(tmp_path)[0])
+    assert {"run.json", "metrics.jsonl", "tensorboard", "checkpoints", "result.json"} <= set(os.listdir(tmp_path))
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert result["epochs"] == 2 and result["steps"] == 2 * 23 and result["parameters"] == 64 * 12 + 12 + 12 * 10 + 10
+    assert result["labels"] == {"dataset": "digits", "network": "fully_connected", "rule": "FeedbackAlignment"}
+    assert result["final"]["test_error"] == pytest.approx(lines(tmp_path)[-1]["test_error"])
+    assert result["best"] is None  # nothing is selected on test data unasked
+    assert result["angle"]["total"] == pytest.approx(lines(tmp_path)[-1]["angle/total"], abs=1e-3)
+    assert result["published"] == {"test_error": 0.1}
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(str(tmp_path / name), settings(rule="dfa", seed=seed), quiet=True)
+    a, b, c = ([line["loss"] for line in lines(tmp_path / name)] for name in "abc")
+    assert a == b and a != c
+
+
+def test_goes_on_after_an_interruption_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    options = {"rule": "fa", "load": held_out, "evaluate_on": ("validation",), "patience": 2, "epochs": 6}
+    options["optimizer"] = lambda: keras.optimizers.Adam(0.1)  # so large that the loss soon gets worse
+    whole = train(str(tmp_path / "whole"), settings(**options), quiet=True)
+    assert whole["epochs"] < 6  # stopped early
+
+    original = keras.callbacks.EarlyStopping.on_epoch_end
+    calls = []
+
+    def interrupt(self, epoch, logs=None):
+        original(self, epoch, logs)
+        calls.append(epoch)
+        if len(calls) == 2:
+            os.kill(os.getpid(), 15)
+
+    monkeypatch.setattr(keras.callbacks.EarlyStopping, "on_epoch_end", interrupt)
+    with pytest.raises(TrainingInterrupted):
+        train(str(tmp_path / "parts"), settings(**options), quiet=True)
+    monkeypatch.setattr(keras.callbacks.EarlyStopping, "on_epoch_end", original)
+    assert not (tmp_path / "parts" / "result.json").exists()
+    parts = train(str(tmp_path / "parts"), settings(**options), quiet=True)
+    assert parts["epochs"] == whole["epochs"] and parts["final"] == whole["final"] and parts["best"] == whole["best"]
+    for a, b in zip(*(weights(tmp_path / name, settings(**options)) for name in ("whole", "parts")), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_finished_run_is_not_run_again_and_more_epochs_go_on(tmp_path):
+    first = train(str(tmp_path), settings(), quiet=True)
+    assert train(str(tmp_path), settings(), quiet=True) == first
+    longer = train(str(tmp_path), settings(epochs=3), quiet=True)
+    assert longer["epochs"] == 3 and [line["epoch"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [({"rule": "fa"}, "rule"), ({"seed": 5}, "seed"), ({"batch_size": 32}, "batch_size"), ({"optimizer": "sgd"}, "optimizer")],
+)
+def test_a_directory_of_another_run_is_refused_untouched(tmp_path, change, key):
+    train(str(tmp_path), settings(), quiet=True)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(WorkdirError, match=f"other settings.*{key}.*Choose another"):
+        train(str(tmp_path), settings(**change), quiet=True)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_best_is_selected_on_validation_and_on_test_only_by_name(tmp_path):
+    run = settings(load=held_out, evaluate_on=("validation", "test"), epochs=3)
+    best = train(str(tmp_path / "validation"), run, quiet=True)["best"]
+    history = lines(tmp_path / "validation")
+    expected = min(history, key=lambda line: line["val_error"])
+    assert best["selected_on"] == "validation" and best["epoch"] == expected["epoch"]
+    assert best["test_error"] == expected["test_error"]
+    best = train(str(tmp_path / "test"), settings(select_on="test", epochs=3), quiet=True)["best"]
+    assert best["selected_on"] == "test"
+    assert best["error"] == min(line["test_error"] for line in lines(tmp_path / "test"))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"evaluate_on": "test"}, "evaluate_on"),
+        ({"select_on": "train"}, "select_on"),
+        ({"patience": 1, "select_on": "validation"}, "aside"),
+        ({"strategy": "many"}, "strategy"),
+    ],
+)
+def test_bad_settings(tmp_path, option, message):
+    with pytest.raises(ValueError, match=message):
+        train(str(tmp_path), settings(**option), quiet=True)
+
+
+def test_evaluate_needs_a_run(tmp_path):
+    with pytest.raises(WorkdirError, match="no run directory"):
+        runs.evaluate(str(tmp_path), settings())
+    result = train(str(tmp_path), settings(), quiet=True)
+    figures = runs.evaluate(str(tmp_path), settings())
+    assert figures["error"] == result["final"]["test_error"]
+    with pytest.raises(ValueError, match="no validation examples"):
+        runs.evaluate(str(tmp_path), settings(), "validation")
+
+
+_WITHOUT_TFBIO = """
+import sys
+sys.modules["tfbio"] = None  # importing it fails from here on
+import keras, numpy, tensorflow
+folder, = sys.argv[1:]
+images = numpy.load(folder + "/images.npy")
+loaded = keras.models.load_model(folder + "/export/model.keras")
+served = tensorflow.saved_model.load(folder + "/export/saved_model")
+numpy.save(folder + "/keras.npy", loaded.predict(images, verbose=0))
+numpy.save(folder + "/served.npy", served.serve(images))
+print(type(loaded).__module__)
+"""
+
+
+@pytest.mark.parametrize("preprocessing", [False, True])
+def test_exports_load_where_tfbio_can_not_be_imported(tmp_path, preprocessing):
+    run = settings(rule="dfa")
+    train(str(tmp_path), run, quiet=True)
+    runs.export(str(tmp_path), run, preprocessing)
+    trainer = runs._restored(str(tmp_path), run).trainer
+    raw = next(iter(tfbio.data.load("digits", "test", 20)[0]))[0].numpy()
+    scaled = np.asarray(trainer.preprocessing(raw))
+    expected = np.asarray(trainer.model(scaled))
+    if preprocessing:
+        expected = np.asarray(trainer.loss.predict(expected))
+        np.testing.assert_allclose(expected.sum(1), 1.0, rtol=1e-5)
+    np.save(tmp_path / "images.npy", raw if preprocessing else scaled)
+    command = [sys.executable, "-c", _WITHOUT_TFBIO, str(tmp_path)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert "keras" in process.stdout
+    for name in ("keras", "served"):
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected, rtol=1e-4, atol=1e-5)

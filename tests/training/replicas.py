@@ -1,0 +1,88 @@
+"""Run by test_replicas.py in a process of its own: one replica against two on virtual CPUs."""
+
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfbio
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+def network(normalized=True):
+    keras.utils.set_random_seed(7)
+    layers = [
+        keras.Input((6, 6, 2)),
+        keras.layers.Conv2D(3, 3, activation="tanh", kernel_regularizer=keras.regularizers.L2(1e-2)),
+        *([keras.layers.BatchNormalization(synchronized=True)] if normalized else []),
+        keras.layers.Flatten(),
+        keras.layers.Dense(5, "tanh"),
+        keras.layers.Dense(4),
+    ]
+    return keras.Sequential(layers)
+
+
+def train(strategy, rule, stream, jit_compile, **clipping):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (27, 6, 6, 2), np.uint8), rng.integers(0, 4, 27).astype(np.int32)
+    data = tfbio.data.from_arrays(images, labels, 8, augmentation=None if stream else "flip_crop", shuffle=not stream)
+    if stream:
+        data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+    with strategy.scope():
+        model = network(normalized=not jit_compile)
+        optimizer = keras.optimizers.AdamW(1e-2, **clipping)
+    trainer = tfbio.Trainer(
+        model, rule, optimizer, strategy=strategy, jit_compile=jit_compile, preprocessing=keras.layers.Rescaling(1 / 255)
+    )
+    history = trainer.fit(data, epochs=3, validation_data=data, verbose=False).history  # the last batch has 3 examples
+    return trainer, history
+
+
+def main(rule: str) -> None:
+    one = tf.distribute.get_strategy()
+    options = [
+        {"stream": False, "jit_compile": True},
+        {"stream": True, "jit_compile": False, "global_clipnorm": 0.1},
+    ]
+    if rule == "bp":  # clipping knows nothing of rules
+        options += [
+            {"stream": False, "jit_compile": False, "clipnorm": 0.02},
+            {"stream": False, "jit_compile": False, "clipvalue": 1e-3},
+        ]
+    two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])  # a second one in the process would clash with its keys
+    for option in options:
+        (single, expected), (double, history) = (train(strategy, rule, **option) for strategy in (one, two))
+        for group in ("variables", "trainable_variables"):
+            pairs = zip(getattr(single.model, group), getattr(double.model, group), strict=True)
+            for a, b in pairs:
+                np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-4, atol=2e-5, err_msg=f"{option} {a.path}")
+        for name, values in expected.items():
+            if name != "seconds":
+                np.testing.assert_allclose(history[name], values, rtol=1e-3, err_msg=f"{option} {name}")
+        variables = [*double.model.variables, *double.rule.variables, *double.optimizer.variables]
+        for variable in variables:
+            replicas = [value.numpy() for value in two.experimental_local_results(variable.value)]
+            assert len(replicas) == 2, variable.path
+            np.testing.assert_array_equal(replicas[0], replicas[1], err_msg=variable.path)
+    for wrong in (lambda: tfbio.Trainer(network(), rule, strategy=two), lambda: outside(two, rule)):
+        try:
+            wrong()
+        except ValueError as error:
+            assert "scope" in str(error), error
+        else:
+            raise AssertionError("something made outside the scope was taken")
+    print("replicas agree")
+
+
+def outside(strategy, rule):
+    with strategy.scope():
+        model = network()
+    tfbio.Trainer(model, rule, keras.optimizers.SGD(0.1), strategy=strategy)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
