@@ -30,19 +30,19 @@ setup(
         "tensorflow>=2.20",  # older ones need a protobuf that tensorflow-datasets no longer works with
         "keras>=3.10",  # what TensorFlow 2.20 asks for
         "tensorflow-datasets>=4.9.7",
-        "importlib_resources",  # tensorflow-datasets needs it for some sets and does not ask for it
+        "importlib_resources>=6",  # tensorflow-datasets needs it on Python 3.10 and 3.11, and does not ask for it
         "numpy>=1.26",
-        "scipy",
+        "scipy>=1.11",
         "gin-config>=0.5",
-        "absl-py",
-        "scikit-learn",
-        "matplotlib",
+        "absl-py>=2",
+        "scikit-learn>=1.3",
+        "matplotlib>=3.8",
         "tensorboard",
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.20"],
         "tpu": ["tensorflow-tpu>=2.20"],
-        "dev": ["build", "pytest", "pytest-timeout", "pytest-xdist", "ruff"],
+        "dev": ["build", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "ruff==0.17.*", "setuptools>=69"],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

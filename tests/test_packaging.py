@@ -1,0 +1,44 @@
+"""What a wheel holds, read from setuptools without building one."""
+
+import os
+from pathlib import Path
+
+import pytest
+from setuptools._distutils.core import run_setup
+
+import tfbio
+
+_ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def distribution():
+    before = os.getcwd()
+    os.chdir(_ROOT)
+    try:
+        distribution = run_setup("setup.py", stop_after="init")
+        command = distribution.get_command_obj("build_py")
+        command.ensure_finalized()
+        command.data_files  # noqa: B018  (found on first use, relative to the current folder)
+        return distribution
+    finally:
+        os.chdir(before)
+
+
+def test_wheel_carries_every_gin_file_below_the_package(distribution):
+    installed = {
+        Path(package.replace(".", "/")) / name
+        for package, _, _, names in distribution.get_command_obj("build_py").data_files
+        for name in names
+    }
+    expected = {Path("tfbio/gin") / path.relative_to(_ROOT / "gin") for path in (_ROOT / "gin").rglob("*.gin")}
+    assert installed == expected and len(expected) > 10
+
+
+def test_wheel_carries_every_package(distribution):
+    folders = {path.parent.relative_to(_ROOT) for path in (_ROOT / "tfbio").rglob("*.py")}
+    assert {Path(p.replace(".", "/")) for p in distribution.packages} == folders | {Path("tfbio/gin")}
+
+
+def test_version_is_the_library_s(distribution):
+    assert distribution.get_version() == tfbio.__version__
