@@ -1,10 +1,10 @@
-"""Time a step of the whole loop, input pipeline included: `tfbio.Trainer.fit` beside `keras.Model.fit` and bare compute.
+"""Time a step of the whole loop, input included: `tfbio.Trainer.fit` beside `keras.Model.fit` and bare compute.
 
     python benchmarks/loop_time.py --json out.json
 
 Contenders, on the MNIST fully connected net of Bartunov et al. 2018 and synthetic images of MNIST's shape and number:
-`keras fit` is Keras's loop with its defaults on NumPy arrays; `trainer` is tfbio's with its defaults on the same arrays in
-memory; `bare` is the trainer's own step on one fixed batch, in a graph loop without any input. One call is an epoch.
+`keras fit` is Keras's loop with its defaults on NumPy arrays; `trainer` is tfbio's with its defaults on the same arrays
+in memory; `bare` is the trainer's own step on one fixed batch, in a graph loop without any input. One call is an epoch.
 """
 
 import argparse

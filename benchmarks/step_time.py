@@ -3,8 +3,8 @@
     python benchmarks/step_time.py --network bartunov_cifar10_conv --rules bp fa dfa --batch_size 128 --json out.json
 
 Every contender is a step in a graph loop of the same form: Keras's is `model.train_step` after `compile`, a rule's is
-`tfbio.Learner(model, rule).train_step`. Each has a model of its own with the same initial weights, Adam, the same batch,
-and reports loss and accuracy. All run in turn, round by round, in this process; ratios are of the same round.
+`tfbio.Learner(model, rule).train_step`. Each has a model of its own with the same initial weights, Adam, the same
+batch, and reports loss and accuracy. All run in turn, round by round, in this process; ratios are of the same round.
 """
 
 import argparse
@@ -41,7 +41,9 @@ def loop(model: keras.Model, x: tf.Tensor, y: tf.Tensor, steps: int, jit_compile
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="bartunov_mnist_fc", help="a function of tfbio.models or keras.applications")
+    parser.add_argument(
+        "--network", default="bartunov_mnist_fc", help="a function of tfbio.models or keras.applications"
+    )
     parser.add_argument("--rules", nargs="+", default=["bp", "fa", "dfa"])
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20, help="steps in one timed call")

@@ -58,7 +58,9 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    gpus = [tf.config.experimental.get_device_details(gpu)["device_name"] for gpu in tf.config.list_physical_devices("GPU")]
+    gpus = [
+        tf.config.experimental.get_device_details(gpu)["device_name"] for gpu in tf.config.list_physical_devices("GPU")
+    ]
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -14,9 +14,10 @@ if [ "${1:-}" = --dry_run ]; then
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 prepare_environment
+export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}" # no notes from TensorFlow on its start
 
 if [ $# -gt 0 ]; then
-    run "$python" -m tfbio "$@"
+    run "$environment/bin/tfbio" "$@"
     exit
 fi
 
@@ -26,9 +27,9 @@ workers=$(cores)
 if [ "$workers" -gt 4 ]; then
     workers=4 # each takes about half a gigabyte of memory
 fi
-run "$python" -m tfbio study --gin_file=studies/digits.gin --workdir="$study" --workers="$workers"
+run "$environment/bin/tfbio" study --gin_file=studies/digits.gin --workdir="$study" --workers="$workers"
 exported=$study/digits-FC-FA/seed0
-run "$python" -m tfbio export --workdir="$exported" --preprocessing
+run "$environment/bin/tfbio" export --workdir="$exported" --preprocessing
 cat <<END
 
 table       $study/report.md (and report.csv)

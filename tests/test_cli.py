@@ -86,7 +86,10 @@ def test_help(capsys):
 def test_signals_save_and_then_stop(tmp_path, number, code):
     command = [sys.executable, "-u", "-m", "tfbio", "train", "--gin_file=quickstart.gin", f"--workdir={tmp_path}"]
     process = subprocess.Popen(
-        [*command, "--gin_param=train.epochs=100000", *SHORT[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--gin_param=train.epochs=100000", *SHORT[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     for line in process.stdout:
         if line.startswith("epoch 3/"):

@@ -12,7 +12,11 @@ from tfbio import run as runs
 
 TREE = Path(tfbio.__file__).parent.parent / "gin"
 FILES = sorted(str(path.relative_to(TREE)) for path in TREE.rglob("*.gin"))
-COMPLETE = [file for file in FILES if file == "quickstart.gin" or ("/bartunov" in file and Path(file).stem in ("bp", "fa", "dfa"))]
+COMPLETE = [
+    file
+    for file in FILES
+    if file == "quickstart.gin" or ("/bartunov" in file and Path(file).stem in ("bp", "fa", "dfa"))
+]
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
 

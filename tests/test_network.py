@@ -146,7 +146,7 @@ def test_default_stages():
     ]
     assert [s[-1] for s in names(tfbio.stages(residual()))] == ["stem", "block_0_relu", "pool", "logits"]
     assert [stage[-1] for stage in names(tfbio.stages(branches()))] == ["stem", "flat", "logits"]
-    assert names(tfbio.stages(nested())) == [["inner"], ["head"]]
+    assert [stage[0] for stage in names(tfbio.stages(nested()))] == ["inner_conv", "hidden", "top"]
     assert [len(stage) for stage in names(tfbio.stages(two_inputs()))] == [4, 1]
 
 
@@ -239,3 +239,16 @@ def test_a_model_with_an_input_that_leads_nowhere_is_cut():
     a, b = keras.Input((4,)), keras.Input((4,))
     model = keras.Model([a, b], L.Dense(3)(L.Dense(5)(a)))
     assert len(tfbio.stages(model)) == 2
+
+
+def test_a_layer_shared_with_a_nested_model_has_one_feedback():
+    shared = L.Dense(5, name="shared")
+    inner = keras.Sequential([keras.Input((5,)), shared, L.Activation("tanh")])
+    x = keras.Input((5,))
+    model = keras.Model(x, L.Dense(2, name="top")(inner(shared(x))))
+    wrapped = [
+        layer for layer in tfbio.with_feedback(model, "random").layers if isinstance(layer, tfbio.layers.Feedback)
+    ]
+    assert [layer.layer.name for layer in wrapped] == ["shared", "top"]
+    inputs = np.ones((2, 5), "float32")
+    np.testing.assert_array_equal(tfbio.with_feedback(model, "random")(inputs), model(inputs))

@@ -16,7 +16,14 @@ from tfbio.training import TrainingInterrupted
 
 
 def settings(**options):
-    options = {"model": small, "epochs": 2, "optimizer": "adam", "jit_compile": False, "evaluate_on": ("test",), **options}
+    options = {
+        "model": small,
+        "epochs": 2,
+        "optimizer": "adam",
+        "jit_compile": False,
+        "evaluate_on": ("test",),
+        **options,
+    }
     return Run(**options)
 
 
@@ -93,7 +100,12 @@ def test_a_finished_run_is_not_run_again_and_more_epochs_go_on(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "key"),
-    [({"rule": "fa"}, "rule"), ({"seed": 5}, "seed"), ({"batch_size": 32}, "batch_size"), ({"optimizer": "sgd"}, "optimizer")],
+    [
+        ({"rule": "fa"}, "rule"),
+        ({"seed": 5}, "seed"),
+        ({"batch_size": 32}, "batch_size"),
+        ({"optimizer": "sgd"}, "optimizer"),
+    ],
 )
 def test_a_directory_of_another_run_is_refused_untouched(tmp_path, change, key):
     train(str(tmp_path), settings(), quiet=True)

@@ -2,7 +2,7 @@
 
 `with_feedback` returns the same network with every weighted layer wrapped in `Feedback`. `stages` returns the same
 network as a chain of sub-models $f_1, …, f_L$ with $h_l = f_l(h_{l-1})$: what direct feedback and target propagation
-work on. Both share the model's layers, so what is trained through them *is* the model.
+work on. Both share the model's layers, so what is trained through them *is* the model. Both look inside nested models.
 """
 
 import difflib
@@ -13,82 +13,26 @@ from typing import Any
 import keras
 
 from tfbio import feedback as feedback_weights
+from tfbio.graph import check_graph, inlined, nodes
 from tfbio.layers import Feedback, is_exact, is_weighted
 
-__all__ = ["check_graph", "output_layers", "stages", "with_feedback"]
-
-
-def check_graph(model: keras.Model) -> None:
-    """Refuses a model that has no graph of layers to walk.
-
-    Raises:
-        ValueError: a subclassed model, an unbuilt one, or one with several outputs.
-    """
-    if not _is_functional(model):
-        raise ValueError(
-            f"Invalid value for `model`: expected a functional or Sequential keras.Model, received the subclassed "
-            f"{type(model).__name__}. This rule must see the graph of layers: build the model as "
-            "keras.Model(inputs, outputs), or train it with tfbio.rules.Backpropagation."
-        )
-    if isinstance(model, keras.Sequential) and not model.built:
-        raise ValueError(
-            f"Invalid value for `model`: expected a built model, received the Sequential {model.name!r} without an "
-            "input shape. Put keras.Input(shape) first."
-        )
-    if len(model.outputs) != 1:
-        raise ValueError(f"Invalid value for `model`: expected one output, received {len(model.outputs)}.")
-
-
-def _is_functional(model: keras.Model) -> bool:
-    return isinstance(model, keras.Sequential) or hasattr(model, "operations")
-
-
-@dataclass(frozen=True)
-class _Node:
-    """One call of one layer."""
-
-    layer: Any
-    inputs: tuple
-    outputs: tuple
-
-
-def _nodes(model: keras.Model) -> list[_Node]:
-    """The calls of layers between the model's inputs and outputs, each after those that it needs."""
-    ordered, done = [], {id(tensor) for tensor in model.inputs}
-    stack = list(model.outputs)
-    while stack:
-        tensor = stack[-1]
-        if id(tensor) in done:
-            stack.pop()
-            continue
-        history = tensor._keras_history
-        node = history.operation._inbound_nodes[history.node_index]
-        missing = [t for t in node.input_tensors if id(t) not in done]
-        if missing:
-            stack.extend(missing)
-            continue
-        ordered.append(_Node(history.operation, tuple(node.input_tensors), tuple(node.output_tensors)))
-        done.update(map(id, node.output_tensors))
-    return ordered
+__all__ = ["output_layers", "stages", "with_feedback"]
 
 
 def output_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """The last weighted layers: those from which no other weighted layer is reached on the way to the output."""
-    found, stack, seen = [], list(model.outputs), set()
-    nodes = {id(tensor): node for node in _nodes(model) for tensor in node.outputs}
+    found, stack, seen = {}, list(model.outputs), set()
+    maker = {id(tensor): node for node in nodes(model) for tensor in node.outputs}
     while stack:
-        node = nodes.get(id(stack.pop()))
+        node = maker.get(id(stack.pop()))
         if node is None or id(node) in seen:
             continue
         seen.add(id(node))
-        if isinstance(node.layer, keras.Model) and _is_functional(node.layer):
-            last = output_layers(node.layer)
+        if is_weighted(node.layer):
+            found[id(node.layer)] = node.layer
         else:
-            last = [node.layer] if is_weighted(node.layer) else []
-        found.extend(last)
-        if not last:
             stack.extend(node.inputs)
-    return list({id(layer): layer for layer in found}.values())
+    return list(found.values())
 
 
 def with_feedback(
@@ -114,6 +58,7 @@ def with_feedback(
         ValueError: a layer has weights that mix its inputs and can't be treated; a name that is not in the model.
     """
     check_graph(model)
+    model = inlined(model)
     feedback = feedback_weights.get(feedback)
     last_feedback = feedback if last_layer == "same" else feedback_weights.get(last_layer)
     last = {id(layer) for layer in output_layers(model)}
@@ -133,7 +78,7 @@ def with_feedback(
         count += 1
         return Feedback(layer, last_feedback if id(layer) in last else feedback, index=count - 1)
 
-    result = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    result = keras.models.clone_model(model, clone_function=clone)
     if unknown := allowed - names:
         raise ValueError(
             f"Invalid value for `allow_backpropagation`: expected names of layers of {model.name!r}, received "
@@ -160,6 +105,7 @@ def stages(model: keras.Model, cuts: Sequence[str] | None = None) -> list[keras.
         ValueError: a cut is not in the model, or not a point where it can be cut; the message names the nearest ones.
     """
     check_graph(model)
+    model = inlined(model)
     segments = _segments(model)
     if cuts is None:
         boundaries = _default_boundaries(segments)
@@ -185,12 +131,12 @@ class _Segment:
 
 
 def _segments(model: keras.Model) -> list[_Segment]:
-    nodes = _nodes(model)
-    last_use = {id(tensor): position for position, node in enumerate(nodes) for tensor in node.inputs}
-    last_use[id(model.outputs[0])] = len(nodes)
+    calls = nodes(model)
+    last_use = {id(tensor): position for position, node in enumerate(calls) for tensor in node.inputs}
+    last_use[id(model.outputs[0])] = len(calls)
     live = {id(tensor) for tensor in model.inputs}
     segments, layers = [], []
-    for position, node in enumerate(nodes):
+    for position, node in enumerate(calls):
         layers.append(node.layer)
         live |= {id(tensor) for tensor in node.outputs if id(tensor) in last_use}
         live = {tensor for tensor in live if last_use.get(tensor, -1) > position}

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfbio import data, losses, models, rules
+from tfbio import data, models, rules
 from tfbio import export as exporting
 from tfbio.analysis.alignment import GradientAngle
 from tfbio.training import Checkpoints, JsonLines, TensorBoardScalars, Trainer
@@ -159,9 +159,7 @@ def _made(part: Any, kind: type) -> Any:
     return part() if callable(part) and not isinstance(part, kind) else part
 
 
-def train(
-    workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], None] | None = None
-) -> dict[str, Any]:
+def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], None] | None = None) -> dict[str, Any]:
     """Trains, or goes on where the directory's last checkpoint stands, and writes `result.json`.
 
     Args:

@@ -191,3 +191,23 @@ def test_cuts():
     assert rule.variables == rule.projections and [b.shape for b in rule.projections] == [(3, 7)]
     with pytest.raises(ValueError, match="Invalid value for `cuts`"):
         build(DirectFeedbackAlignment(cuts=["nothing"]), model)
+
+
+def test_a_nested_model_is_cut_like_a_flat_one(float64):
+    flat = dense([7, 6, 3], "tanh")
+    nested = keras.Sequential([keras.Input((5,)), keras.Sequential(flat.layers[:2]), keras.Sequential(flat.layers[2:])])
+    rules = [build(DirectFeedbackAlignment(seed=1), model) for model in (flat, nested)]
+    x, y = np.random.default_rng(0).normal(size=(4, 5)), np.array([0, 1, 2, 0])
+    first, second = (rule.compute(x, y).forward for rule in rules)
+    assert len(rules[1].stages) == 3
+    for (a, variable), (b, other) in zip(first, second, strict=True):
+        assert variable is other
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_network_that_can_not_be_cut_is_refused():
+    x = keras.Input((5,))
+    model = keras.Model(x, L.Concatenate()([L.Dense(2)(L.Dense(3, "tanh")(x)), x]))
+    with pytest.raises(ValueError, match="can't be cut"):
+        build(DirectFeedbackAlignment(), model)
+    build(DirectFeedbackAlignment(), keras.Sequential([keras.Input((5,)), L.Dense(3)]))  # one layer: nothing to cut

@@ -36,7 +36,12 @@ def train(strategy, rule, stream, jit_compile, **clipping):
         model = network(normalized=not jit_compile)
         optimizer = keras.optimizers.AdamW(1e-2, **clipping)
     trainer = tfbio.Trainer(
-        model, rule, optimizer, strategy=strategy, jit_compile=jit_compile, preprocessing=keras.layers.Rescaling(1 / 255)
+        model,
+        rule,
+        optimizer,
+        strategy=strategy,
+        jit_compile=jit_compile,
+        preprocessing=keras.layers.Rescaling(1 / 255),
     )
     history = trainer.fit(data, epochs=3, validation_data=data, verbose=False).history  # the last batch has 3 examples
     return trainer, history

@@ -152,7 +152,9 @@ def test_callbacks_work_on_the_plain_model(tmp_path):
     rates = []
     callbacks = [
         keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.1 / (epoch + 1)),
-        keras.callbacks.LambdaCallback(on_epoch_end=lambda e, logs: rates.append(float(trainer.optimizer.learning_rate))),
+        keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda e, logs: rates.append(float(trainer.optimizer.learning_rate))
+        ),
         keras.callbacks.ModelCheckpoint(str(tmp_path / "{epoch}.keras")),
         keras.callbacks.EarlyStopping("loss", patience=0, min_delta=1e9),
     ]

@@ -89,7 +89,6 @@ class Feedback(keras.layers.Wrapper):
             self.feedback(w, None if b is None else tf.convert_to_tensor(b.value))
             for w, b in zip(forward, self._feedback_variables, strict=True)
         ]
-        backward = [tf.stop_gradient(b) for b in backward]
         *earlier, last = forward
         # Each source's own path is cut here and comes back, through feedback, in `_redirect`.
         outputs = self._affine(tf.stop_gradient(inputs), [*map(tf.stop_gradient, earlier), last])

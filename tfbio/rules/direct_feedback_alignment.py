@@ -23,6 +23,7 @@ import keras
 import tensorflow as tf
 
 from tfbio import feedback
+from tfbio.layers import is_weighted
 from tfbio.network import stages
 from tfbio.rules.backpropagation import regularization, weighted_loss
 from tfbio.rules.base import LearningRule, Update, example_weights
@@ -75,7 +76,14 @@ class DirectFeedbackAlignment(LearningRule):
 
     def setup(self) -> None:
         self.stages = stages(self.model, self.cuts)
+        weighted = [layer for layer in self.model._flatten_layers() if is_weighted(layer)]
+        if len(self.stages) == 1 and len(weighted) > 1:
+            raise ValueError(
+                f"Invalid value for `model`: expected a model with a point that all paths pass, received "
+                f"{self.model.name!r}, which can't be cut anywhere, so that direct feedback would be backpropagation."
+            )
         outputs = self.model.output_shape[1:]
+        dtype = "float64" if self.model.outputs[0].dtype == "float64" else "float32"  # that of the error
         self.projections = []
         for number, stage in enumerate(self.stages[:-1]):
             units = stage.output_shape[1:]
@@ -88,7 +96,7 @@ class DirectFeedbackAlignment(LearningRule):
                 keras.Variable(
                     self.feedback.initializer(number),
                     shape=(math.prod(outputs), math.prod(units)),
-                    dtype=self.model.variable_dtype,
+                    dtype=dtype,
                     trainable=False,
                     name=f"projection_{number}",
                 )

@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from tfbio import feedback
+from tfbio import feedback as feedback_weights
 from tfbio.layers import Feedback
 from tfbio.network import with_feedback
 from tfbio.rules.backpropagation import Backpropagation
@@ -36,8 +36,8 @@ class FeedbackRule(Backpropagation):
 
     def __init__(self, feedback: Any, last_layer: Any = "symmetric", allow_backpropagation: Iterable[str] = ()):
         super().__init__()
-        self.feedback = feedback
-        self.last_layer = last_layer
+        self.feedback = feedback_weights.get(feedback)
+        self.last_layer = last_layer if isinstance(last_layer, str) else feedback_weights.get(last_layer)
         self.allow_backpropagation = tuple(allow_backpropagation)
 
     def make_network(self) -> keras.Model:
@@ -63,7 +63,7 @@ class FeedbackRule(Backpropagation):
 
 def _plain(identifier: Any) -> Any:
     """A feedback argument as plain data: names stay names."""
-    if isinstance(identifier, feedback.FeedbackWeights):
+    if isinstance(identifier, feedback_weights.FeedbackWeights):
         return keras.saving.serialize_keras_object(identifier)
     return identifier
 
@@ -88,7 +88,7 @@ class FeedbackAlignment(FeedbackRule):
         last_layer: Any = "symmetric",
         allow_backpropagation: Iterable[str] = (),
     ):
-        super().__init__(feedback.Random(initializer, scale, seed), last_layer, allow_backpropagation)
+        super().__init__(feedback_weights.Random(initializer, scale, seed), last_layer, allow_backpropagation)
 
     def get_config(self) -> dict[str, Any]:
         return {**self.feedback.get_config(), **self._options()}

@@ -70,7 +70,7 @@ class StreamFeed:
         first = self._source(0)
         if not isinstance(first, tf.data.Dataset):
             raise ValueError(
-                "Invalid value for the data: expected a tf.data.Dataset of (x, y) batches, or a function from the epoch "
+                "Invalid value for the data: expected a tf.data.Dataset of batches (x, y), or a function of the epoch "
                 f"to one, received {type(first).__name__}. Arrays go through tfbio.data.from_arrays(x, y, batch_size)."
             )
         cardinality = int(first.cardinality())

@@ -31,7 +31,9 @@ class Learner(keras.Model):
         self.preprocessing = preprocessing
         self.built = True
 
-    def compile(self, optimizer: Any = "adam", loss: Any = "softmax_cross_entropy", metrics: Any = (), **kwargs) -> None:
+    def compile(
+        self, optimizer: Any = "adam", loss: Any = "softmax_cross_entropy", metrics: Any = (), **kwargs
+    ) -> None:
         """Builds the rule for the loss, and the optimizer for the model's variables.
 
         Args:

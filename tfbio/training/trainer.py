@@ -65,7 +65,9 @@ class Trainer:
         steps_per_loop: int | str = "auto",
     ):
         if jit_compile not in (True, False, "auto"):
-            raise ValueError(f"Invalid value for `jit_compile`: expected True, False or 'auto', received {jit_compile}.")
+            raise ValueError(
+                f"Invalid value for `jit_compile`: expected True, False or 'auto', received {jit_compile}."
+            )
         if steps_per_loop != "auto" and (not isinstance(steps_per_loop, int) or steps_per_loop < 1):
             raise ValueError(
                 f"Invalid value for `steps_per_loop`: expected 'auto' or a positive int, received {steps_per_loop!r}."
@@ -84,9 +86,7 @@ class Trainer:
         with self.strategy.scope():
             self.rule.build(model, self.loss)
             mixed = "mixed_float16" in {layer.dtype_policy.name for layer in model._flatten_layers()}
-            self.optimizer = make_optimizer(
-                optimizer, self.rule.forward_variables, self.strategy, "optimizer", mixed
-            )
+            self.optimizer = make_optimizer(optimizer, self.rule.forward_variables, self.strategy, "optimizer", mixed)
             self.feedback_optimizer = None
             if self.rule.feedback_variables:
                 if feedback_optimizer is None:
