@@ -1,10 +1,11 @@
 """What a wheel holds, read from setuptools without building one."""
 
 import os
+import runpy
 from pathlib import Path
 
 import pytest
-from setuptools._distutils.core import run_setup
+import setuptools
 
 import tfbio
 
@@ -13,15 +14,19 @@ _ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def distribution():
-    before = os.getcwd()
+    asked = {}
+    before, setup = os.getcwd(), setuptools.setup
     os.chdir(_ROOT)
+    setuptools.setup = lambda **keywords: asked.update(keywords)
     try:
-        distribution = run_setup("setup.py", stop_after="init")
+        runpy.run_path("setup.py")
+        distribution = setuptools.Distribution(asked)
         command = distribution.get_command_obj("build_py")
         command.ensure_finalized()
-        command.data_files  # noqa: B018  (found on first use, relative to the current folder)
+        assert command.data_files  # found on first use, relative to the current folder
         return distribution
     finally:
+        setuptools.setup = setup
         os.chdir(before)
 
 

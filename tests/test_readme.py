@@ -1,5 +1,6 @@
 """The README's Python code runs as it stands, in a folder of its own, on little data."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import tfbio
+from tfbio import config
 
 _README = Path(__file__).parents[1] / "README.md"
 _SNIPPETS = re.findall(r"^```python\n(.*?)^```", _README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -62,3 +64,25 @@ def test_there_are_snippets_and_linked_files_exist():
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         if link not in ("docs/images/digits.png", "docs/results/mnist.md"):  # made from results
             assert (_README.parent / link).exists(), link
+
+
+def test_gin_files_of_the_configuration_document_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (_README.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
+    files = re.findall(r"^```\n(# (\S+\.gin)\n.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert [name for _, name in files] == ["mine.gin", "compare.gin"]
+    for content, name in files:
+        Path(name).write_text(content, encoding="utf-8")
+
+    config.parse(["mine.gin"], ["BATCH=256", "SGD.momentum=0.95"])
+    run = config.load_run()
+    assert run.batch_size == 256 and run.epochs == 20 and run.optimizer().momentum == 0.95
+    assert run.model(input_shape=(8, 8, 1), classes=10).count_params() > 0
+
+    config.parse(["compare.gin"], [])
+    study = config.gin.get_bindings("study")
+    for values in itertools.product(*(axis.values() for axis in study["axes"].values())):
+        additions = [part for value in values for part in ([value] if isinstance(value, str) else value)]
+        gin_files = [*study["base"], *(part for part in additions if part.endswith(".gin"))]
+        config.parse(gin_files, [study["params"], *(part for part in additions if not part.endswith(".gin"))])
+        assert config.load_run().epochs == 30

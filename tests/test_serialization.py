@@ -12,13 +12,35 @@ from tfbio import feedback, losses, rules
 
 # Class → arguments that differ from all defaults.
 OBJECTS = {
+    feedback.Learned: {"initializer": "he_normal", "scale": 0.5, "seed": 3},
     feedback.Random: {"initializer": "he_normal", "scale": 0.5, "seed": 3},
+    feedback.SignSymmetric: {
+        "magnitude": "fixed",
+        "scale": "norm",
+        "distribution": "normal",
+        "concordance": 0.75,
+        "seed": 3,
+    },
     feedback.Symmetric: {},
     losses.MeanSquaredError: {},
     losses.SigmoidCrossEntropy: {},
     losses.SoftmaxCrossEntropy: {},
     rules.Backpropagation: {},
-    rules.DirectFeedbackAlignment: {"initializer": "he_normal", "scale": 0.5, "seed": 3, "cuts": ("hidden",)},
+    rules.DirectFeedbackAlignment: {
+        "initializer": "he_normal",
+        "scale": 0.5,
+        "seed": 3,
+        "cuts": ("hidden",),
+        "error": "sign",
+    },
+    rules.DirectRandomTargetProjection: {"initializer": "he_normal", "scale": 0.5, "seed": 3, "cuts": ("hidden",)},
+    rules.KolenPollack: {
+        "initializer": "he_normal",
+        "scale": 0.5,
+        "seed": 3,
+        "last_layer": "symmetric",
+        "allow_backpropagation": ("lstm",),
+    },
     rules.FeedbackAlignment: {
         "initializer": keras.initializers.RandomUniform(-0.5, 0.5, seed=7),
         "scale": 0.5,
@@ -29,6 +51,15 @@ OBJECTS = {
     rules.FeedbackRule: {
         "feedback": feedback.Random("he_normal", seed=3),
         "last_layer": feedback.Random("ones"),
+        "allow_backpropagation": ("lstm",),
+    },
+    rules.SignSymmetry: {
+        "magnitude": "batch",
+        "scale": 0.1,
+        "distribution": "normal",
+        "concordance": 0.75,
+        "seed": 3,
+        "last_layer": "same",
         "allow_backpropagation": ("lstm",),
     },
 }

@@ -43,7 +43,7 @@ class Run:
         model: the network: called with `input_shape` and `classes`, returns a plain Keras model with logits out.
         rule: a `tfbio.rules` rule, name or config, or a function that makes one.
         optimizer: for the model's variables: a name or config, or a function that makes one.
-        feedback_optimizer: for feedback variables that learn; None for a copy of `optimizer`.
+        feedback_optimizer: for feedback variables that learn; None for `optimizer` itself.
         loss: a `tfbio.losses` loss, name or config.
         epochs: passes over the training data, in all.
         batch_size: examples in a global batch.

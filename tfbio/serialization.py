@@ -15,14 +15,14 @@ __all__ = ["register", "resolve"]
 register = keras.saving.register_keras_serializable(package="tfbio")
 
 
-def resolve(identifier: Any, base: type, names: Mapping[str, type], argument: str) -> Any:
+def resolve(identifier: Any, base: type, names: Mapping[str, type | Mapping], argument: str) -> Any:
     """Returns the object that `identifier` means.
 
     Args:
         identifier: an instance of `base`, a subclass of it, a name in `names`, a class name of one of its values, or a
             dictionary: Keras's serialized form, or `{"class_name": name, "config": {…}}` with any of these names.
         base: the class that the result must be an instance of.
-        names: short name → class.
+        names: short name → class, or → dictionary that says which class with which arguments.
         argument: the name of the argument to speak of in errors.
 
     Returns:
@@ -35,9 +35,9 @@ def resolve(identifier: Any, base: type, names: Mapping[str, type], argument: st
         return identifier
     if inspect.isclass(identifier) and issubclass(identifier, base):
         return identifier()
-    classes = {**{cls.__name__: cls for cls in names.values()}, **names}
+    classes = {**{cls.__name__: cls for cls in names.values() if inspect.isclass(cls)}, **names}
     if isinstance(identifier, str) and identifier in classes:
-        return classes[identifier]()
+        return resolve(classes[identifier], base, names, argument)
     if isinstance(identifier, Mapping) and "class_name" in identifier:
         name = str(identifier["class_name"]).rpartition(">")[2]
         cls = (

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers as L
 
 from tfbio import losses
-from tfbio.rules import Backpropagation, DirectFeedbackAlignment, FeedbackAlignment
+from tfbio.rules import Backpropagation, DirectFeedbackAlignment, DirectRandomTargetProjection, FeedbackAlignment
 
 RANDOM = np.random.default_rng(0)
 
@@ -211,3 +211,40 @@ def test_a_network_that_can_not_be_cut_is_refused():
     with pytest.raises(ValueError, match="can't be cut"):
         build(DirectFeedbackAlignment(), model)
     build(DirectFeedbackAlignment(), keras.Sequential([keras.Input((5,)), L.Dense(3)]))  # one layer: nothing to cut
+
+
+def test_the_sign_of_the_error_and_the_target_alone_against_numpy(float64):
+    x, y = np.random.default_rng(0).normal(size=(4, 5)), np.array([0, 1, 2, 0])
+    for rule in (DirectFeedbackAlignment(error="sign", seed=1), DirectRandomTargetProjection(seed=1)):
+        model = dense([7, 3], "tanh")
+        rule = build(rule, model)
+        hidden, output = model.layers
+        h = np.tanh(x @ hidden.kernel.numpy() + hidden.bias.numpy())
+        logits = h @ output.kernel.numpy() + output.bias.numpy()
+        probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        sent = np.eye(3)[y]
+        if isinstance(rule, DirectRandomTargetProjection):
+            error = probabilities - sent
+        else:
+            error, sent = probabilities - sent, np.sign(probabilities - sent)
+        delta = sent @ rule.projections[0].numpy() * (1 - h**2) / 4
+        expected = [x.T @ delta, delta.sum(0), h.T @ error / 4, error.sum(0) / 4]
+        for (gradient, _), value in zip(rule.compute(x, y).forward, expected, strict=True):
+            np.testing.assert_allclose(gradient, value, rtol=1e-6, atol=1e-12)
+
+
+def test_targets_alone_make_hidden_updates_blind_to_the_output(float64):
+    x, y = np.random.default_rng(0).normal(size=(4, 5)), np.array([0, 1, 2, 0])
+    model = dense([7, 6, 3], "tanh")
+    rule = build(DirectRandomTargetProjection(seed=1), model)
+    before = [np.asarray(gradient) for gradient, _ in rule.compute(x, y).forward]
+    model.layers[-1].kernel.assign(3 * model.layers[-1].kernel + 1)
+    after = [np.asarray(gradient) for gradient, _ in rule.compute(x, y).forward]
+    for a, b in zip(before[:4], after[:4], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.abs(before[4] - after[4]).max() > 1e-3
+
+
+def test_another_error_is_refused():
+    with pytest.raises(ValueError, match="'plain' or 'sign'"):
+        DirectFeedbackAlignment(error="square")

@@ -1,15 +1,16 @@
-"""Where backward weights come from: `Symmetric` (backpropagation's), `Random` (feedback alignment's)."""
+"""Where backward weights come from: `Symmetric` (backpropagation's), `Random`, `Learned`, `SignSymmetric`."""
 
 from typing import Any
 
 from tfbio.feedback.base import FeedbackWeights
-from tfbio.feedback.random import Random, seeded
+from tfbio.feedback.random import Learned, Random, seeded
+from tfbio.feedback.sign_symmetric import SignSymmetric
 from tfbio.feedback.symmetric import Symmetric
 from tfbio.serialization import resolve
 
-__all__ = ["FeedbackWeights", "Random", "Symmetric", "get", "seeded"]
+__all__ = ["FeedbackWeights", "Learned", "Random", "SignSymmetric", "Symmetric", "get", "seeded"]
 
-_NAMES = {"symmetric": Symmetric, "random": Random}
+_NAMES = {"symmetric": Symmetric, "random": Random, "learned": Learned, "sign_symmetric": SignSymmetric}
 
 
 def get(identifier: Any) -> FeedbackWeights:

@@ -17,6 +17,9 @@ __all__ = ["FeedbackWeights"]
 class FeedbackWeights:
     """The source of a layer's backward weights; subclasses define `__call__`, and `initializer` to own a variable."""
 
+    #: True if the variable learns: a rule then returns an update for it.
+    learned = False
+
     def initializer(self, index: int) -> Callable[..., tf.Tensor] | None:
         """What to fill the kernel's own feedback variable with.
 
@@ -29,12 +32,13 @@ class FeedbackWeights:
         del index
         return None
 
-    def __call__(self, kernel: tf.Tensor, variable: tf.Tensor | None) -> tf.Tensor:
+    def __call__(self, kernel: tf.Tensor, variable: tf.Tensor | None, key: tf.Tensor) -> tf.Tensor:
         """The backward weights for one pass.
 
         Args:
             kernel: the forward weights, in the layer's compute dtype.
             variable: this kernel's feedback variable, of the same shape and dtype; None if `initializer` gave none.
+            key: (the kernel's number, the step), int64: what a draw for this pass is a function of.
 
         Returns:
             The backward weights, of the kernel's shape and dtype.

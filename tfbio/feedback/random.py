@@ -23,7 +23,7 @@ import tensorflow as tf
 from tfbio.feedback.base import FeedbackWeights
 from tfbio.serialization import register
 
-__all__ = ["Random", "seeded"]
+__all__ = ["Learned", "Random", "seeded"]
 
 
 def seeded(initializer: Any, seed: int | None, index: int) -> Callable[..., tf.Tensor]:
@@ -67,7 +67,7 @@ class Random(FeedbackWeights):
         draw = seeded(self._initializer, self.seed, index)
         return lambda shape, dtype=None: self.scale * draw(shape, dtype=dtype)
 
-    def __call__(self, kernel: tf.Tensor, variable: tf.Tensor | None) -> tf.Tensor:
+    def __call__(self, kernel: tf.Tensor, variable: tf.Tensor | None, key: tf.Tensor) -> tf.Tensor:
         return variable
 
     def get_config(self) -> dict[str, Any]:
@@ -76,3 +76,14 @@ class Random(FeedbackWeights):
             "scale": self.scale,
             "seed": self.seed,
         }
+
+
+@register
+class Learned(Random):
+    """Backward weights that are drawn like `Random` ones and then learn, as the rule says (Kolen–Pollack).
+
+    Args:
+        initializer, scale, seed: as in `Random`.
+    """
+
+    learned = True

@@ -16,5 +16,5 @@ __all__ = ["Symmetric"]
 class Symmetric(FeedbackWeights):
     """The forward weights themselves."""
 
-    def __call__(self, kernel: tf.Tensor, variable: tf.Tensor | None) -> tf.Tensor:
+    def __call__(self, kernel: tf.Tensor, variable: tf.Tensor | None, key: tf.Tensor) -> tf.Tensor:
         return kernel

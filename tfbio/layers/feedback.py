@@ -48,6 +48,9 @@ class Feedback(keras.layers.Wrapper):
         index: the layer's number in its network, so that one feedback seed gives every layer its own draw.
 
     Input and output shapes and dtypes are the wrapped layer's.
+
+    Attributes:
+        step: the count of updates that feedback drawn for each of them is a function of; a rule sets it to its own.
     """
 
     def __init__(self, layer: keras.layers.Layer, feedback: Any = "symmetric", index: int = 0, **kwargs):
@@ -59,6 +62,7 @@ class Feedback(keras.layers.Wrapper):
         self.supports_masking = layer.supports_masking
         self.feedback = feedback_weights.get(feedback)
         self.index = index
+        self.step: tf.Variable | None = None
 
     def build(self, input_shape: tuple | None = None) -> None:
         super().build(input_shape)
@@ -73,7 +77,7 @@ class Feedback(keras.layers.Wrapper):
                     shape=kernel.shape,
                     dtype=kernel.dtype,
                     initializer=initializer,
-                    trainable=False,
+                    trainable=self.feedback.learned,
                 )
             self._feedback_variables.append(variable)
 
@@ -81,14 +85,18 @@ class Feedback(keras.layers.Wrapper):
     def pairs(self) -> list[tuple[Any, Any]]:
         """`(kernel, feedback)` for each kernel: what the forward and what the backward pass uses, in the same shape."""
         weights = kernels(self.layer)
-        return [(w, self.feedback(w, b)) for w, b in zip(weights, self._feedback_variables, strict=True)]
+        return list(zip(weights, self._backward(weights, self._feedback_variables), strict=True))
+
+    def _backward(self, forward: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+        """The backward weights of this step."""
+        step = tf.constant(0, tf.int64) if self.step is None else tf.convert_to_tensor(self.step)
+        keys = [tf.stack([tf.constant(2 * self.index + number, tf.int64), step]) for number in range(len(forward))]
+        return [self.feedback(*each) for each in zip(forward, variables, keys, strict=True)]
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         forward = [tf.convert_to_tensor(kernel.value) for kernel in kernels(self.layer)]
-        backward = [
-            self.feedback(w, None if b is None else tf.convert_to_tensor(b.value))
-            for w, b in zip(forward, self._feedback_variables, strict=True)
-        ]
+        variables = [None if b is None else tf.convert_to_tensor(b.value) for b in self._feedback_variables]
+        backward = self._backward(forward, variables)
         *earlier, last = forward
         # Each source's own path is cut here and comes back, through feedback, in `_redirect`.
         outputs = self._affine(tf.stop_gradient(inputs), [*map(tf.stop_gradient, earlier), last])

@@ -4,28 +4,43 @@
 |---|---|---|
 | `bp` | `Backpropagation` | Rumelhart, Hinton & Williams 1986 |
 | `fa` | `FeedbackAlignment` | Lillicrap et al. 2016 |
+| `usf`, `brsf`, `frsf` | `SignSymmetry` | Liao et al. 2016, Xiao et al. 2018, Moskovitz et al. 2018 |
+| `kp` | `KolenPollack` | Kolen & Pollack 1994, Akrout et al. 2019 |
 | `dfa` | `DirectFeedbackAlignment` | Nøkland 2016 |
+| `drtp` | `DirectRandomTargetProjection` | Frenkel et al. 2021 |
 """
 
 from typing import Any
 
 from tfbio.rules.backpropagation import Backpropagation
 from tfbio.rules.base import LearningRule, Update
-from tfbio.rules.direct_feedback_alignment import DirectFeedbackAlignment
-from tfbio.rules.feedback_alignment import FeedbackAlignment, FeedbackRule
+from tfbio.rules.direct_feedback_alignment import DirectFeedbackAlignment, DirectRandomTargetProjection
+from tfbio.rules.feedback_alignment import FeedbackAlignment, FeedbackRule, KolenPollack, SignSymmetry
 from tfbio.serialization import resolve
 
 __all__ = [
     "Backpropagation",
     "DirectFeedbackAlignment",
+    "DirectRandomTargetProjection",
     "FeedbackAlignment",
     "FeedbackRule",
+    "KolenPollack",
     "LearningRule",
+    "SignSymmetry",
     "Update",
     "get",
 ]
 
-_NAMES = {"bp": Backpropagation, "fa": FeedbackAlignment, "dfa": DirectFeedbackAlignment}
+_NAMES = {
+    "bp": Backpropagation,
+    "fa": FeedbackAlignment,
+    "dfa": DirectFeedbackAlignment,
+    "drtp": DirectRandomTargetProjection,
+    "kp": KolenPollack,
+    "usf": SignSymmetry,
+    "brsf": {"class_name": "SignSymmetry", "config": {"magnitude": "batch"}},
+    "frsf": {"class_name": "SignSymmetry", "config": {"magnitude": "fixed"}},
+}
 
 
 def get(identifier: Any) -> LearningRule:

@@ -44,11 +44,19 @@ def example_weights(x: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
 
 
 class LearningRule:
-    """Base of all rules. Subclasses define `compute`, and `setup` if they need variables or a rewired network."""
+    """Base of all rules. Subclasses define `compute`, and `setup` if they need variables or a rewired network.
+
+    Attributes:
+        model: what `build` was given; None before.
+        loss: the same.
+        step: number of updates taken so far, int64. Whoever applies updates counts them here; what is random in a rule
+            is a stateless function of it.
+    """
 
     def __init__(self):
         self.model: keras.Model | None = None
         self.loss: losses.Loss | None = None
+        self.step: tf.Variable | None = None
 
     def build(self, model: keras.Model, loss: Any) -> None:
         """Binds the rule to a model, creating all its variables. Call it inside the strategy's scope.
@@ -68,6 +76,9 @@ class LearningRule:
         loss = losses.get(loss)
         check_logits(model, loss)
         self.model, self.loss = model, loss
+        self.step = tf.Variable(
+            0, dtype=tf.int64, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name="step"
+        )
         try:
             self.setup()
         except BaseException:

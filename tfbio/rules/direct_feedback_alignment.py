@@ -29,7 +29,7 @@ from tfbio.rules.backpropagation import regularization, weighted_loss
 from tfbio.rules.base import LearningRule, Update, example_weights
 from tfbio.serialization import register
 
-__all__ = ["DirectFeedbackAlignment", "project"]
+__all__ = ["DirectFeedbackAlignment", "DirectRandomTargetProjection", "project"]
 
 _NOKLAND = {
     "class_name": "VarianceScaling",
@@ -61,6 +61,10 @@ class DirectFeedbackAlignment(LearningRule):
         scale: a factor on every draw.
         seed: of the draws; None takes Keras's global seed.
         cuts: names of layers to cut the model behind; None for one stage a weighted layer or block (`tfbio.stages`).
+        error: `"plain"`, or `"sign"`: only the error's sign reaches the hidden stages (sDFA, Frenkel et al. 2021).
+
+    Raises:
+        ValueError: another `error`.
     """
 
     def __init__(
@@ -69,8 +73,12 @@ class DirectFeedbackAlignment(LearningRule):
         scale: float = 1.0,
         seed: int | None = None,
         cuts: Sequence[str] | None = None,
+        error: str = "plain",
     ):
         super().__init__()
+        if error not in ("plain", "sign"):
+            raise ValueError(f"Invalid value for `error`: expected 'plain' or 'sign', received {error!r}.")
+        self.error = error
         self.feedback = feedback.Random(_NOKLAND if initializer is None else initializer, scale, seed)
         self.cuts = None if cuts is None else tuple(cuts)
 
@@ -114,7 +122,7 @@ class DirectFeedbackAlignment(LearningRule):
             *hidden, outputs = activations[1:]
             loss = weighted_loss(self.loss, y, outputs, weights)
             penalty = regularization(self.model, weights, loss.dtype)  # of the whole: stages may share a layer
-        error = self.loss.error(y, outputs)
+        error = self.broadcast(y, outputs)
         error = tf.reshape(error, [tf.shape(error)[0], -1]) * tf.cast(weights, error.dtype)[:, tf.newaxis]
         signals = [project(error, b.value, h) for b, h in zip(self.projections, hidden, strict=True)]
         ones = [tf.ones_like(loss), tf.ones_like(penalty)]
@@ -124,9 +132,43 @@ class DirectFeedbackAlignment(LearningRule):
         gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
         return Update(outputs, loss + penalty, list(zip(gradients, variables, strict=True)))
 
+    def broadcast(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """What is projected to every stage, `(batch, …)` of the outputs' shape: $e$, or its sign."""
+        error = self.loss.error(y, outputs)
+        return tf.sign(error) if self.error == "sign" else error
+
     @property
     def variables(self) -> list[keras.Variable]:
         return self.projections
+
+    def get_config(self) -> dict[str, Any]:
+        return {**self.feedback.get_config(), "cuts": self.cuts, "error": self.error}
+
+
+@register
+class DirectRandomTargetProjection(DirectFeedbackAlignment):
+    r"""Every hidden stage learns from the target alone: $\partial \ell / \partial h_l := y B_l$.
+
+    Nothing waits for the output: a stage can be updated as soon as it is computed. The last stage has its loss's exact
+    gradient. The sign of $y B_l$ is that of the authors' code; $B_l$ is random, so it carries no meaning.
+
+    Frenkel, Lefebvre & Bol 2021, "Learning without feedback" (Frontiers in Neuroscience 15:629892).
+
+    Args:
+        initializer, scale, seed, cuts: as in `DirectFeedbackAlignment`.
+    """
+
+    def __init__(
+        self,
+        initializer: Any = None,
+        scale: float = 1.0,
+        seed: int | None = None,
+        cuts: Sequence[str] | None = None,
+    ):
+        super().__init__(initializer, scale, seed, cuts)
+
+    def broadcast(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        return self.loss.target(y, outputs)
 
     def get_config(self) -> dict[str, Any]:
         return {**self.feedback.get_config(), "cuts": self.cuts}

@@ -5,23 +5,31 @@ Forward as in backpropagation. Backward, with $B_{l+1}$ of $W_{l+1}$'s shape in 
 $$ \delta_{l} = \left(\delta_{l+1} B_{l+1}^\top\right) \odot s_l'(a_l), \qquad
    \Delta W_l \propto h_{l-1}^\top \delta_l . $$
 
-`FeedbackRule` is the family; a member only says where $B$ comes from. `FeedbackAlignment` draws it once at random:
-Lillicrap, Cownden, Tweed & Akerman 2016, "Random synaptic feedback weights support error backpropagation for deep
-learning" (Nature Communications 7:13276). Activations, pooling and normalisation keep their exact derivatives.
+`FeedbackRule` is the family; a member only says where $B$ comes from:
+
+* `FeedbackAlignment` draws it once at random: Lillicrap, Cownden, Tweed & Akerman 2016, "Random synaptic feedback
+  weights support error backpropagation for deep learning" (Nature Communications 7:13276).
+* `SignSymmetry` lets it share the signs of $W$: Liao, Leibo & Poggio 2016 (arXiv:1510.05067); Xiao et al. 2018
+  (arXiv:1811.03567). `tfbio.feedback.sign_symmetric` has the variants.
+* `KolenPollack` lets it learn with $W$: Kolen & Pollack 1994; Akrout et al. 2019 (arXiv:1904.05391).
+
+Activations, pooling and normalisation keep their exact derivatives.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfbio import feedback as feedback_weights
 from tfbio.layers import Feedback
 from tfbio.network import with_feedback
 from tfbio.rules.backpropagation import Backpropagation
+from tfbio.rules.base import Update
 from tfbio.serialization import register
 
-__all__ = ["FeedbackAlignment", "FeedbackRule"]
+__all__ = ["FeedbackAlignment", "FeedbackRule", "KolenPollack", "SignSymmetry"]
 
 
 @register
@@ -32,6 +40,10 @@ class FeedbackRule(Backpropagation):
         feedback: where the backward weights come from: a `tfbio.feedback` object, name or config.
         last_layer: the same for the output layer: `"symmetric"` (exact), `"same"` (as the others), or any feedback.
         allow_backpropagation: names of layers that can't be treated and shall keep their exact derivative.
+
+    Attributes:
+        network: the wrapped model, once built.
+        feedback_layers: its `Feedback` layers, in the network's order.
     """
 
     def __init__(self, feedback: Any, last_layer: Any = "symmetric", allow_backpropagation: Iterable[str] = ()):
@@ -41,12 +53,11 @@ class FeedbackRule(Backpropagation):
         self.allow_backpropagation = tuple(allow_backpropagation)
 
     def make_network(self) -> keras.Model:
-        return with_feedback(self.model, self.feedback, self.last_layer, self.allow_backpropagation)
-
-    @property
-    def feedback_layers(self) -> list[Feedback]:
-        """The wrapped layers, in the network's order."""
-        return [layer for layer in self.network._flatten_layers() if isinstance(layer, Feedback)]
+        network = with_feedback(self.model, self.feedback, self.last_layer, self.allow_backpropagation)
+        self.feedback_layers = [layer for layer in network.layers if isinstance(layer, Feedback)]
+        for layer in self.feedback_layers:
+            layer.step = self.step
+        return network
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -89,6 +100,75 @@ class FeedbackAlignment(FeedbackRule):
         allow_backpropagation: Iterable[str] = (),
     ):
         super().__init__(feedback_weights.Random(initializer, scale, seed), last_layer, allow_backpropagation)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**self.feedback.get_config(), **self._options()}
+
+
+@register
+class SignSymmetry(FeedbackRule):
+    """Backward weights with the forward weights' signs: uSF, brSF and frSF.
+
+    Args:
+        magnitude: `"uniform"` (uSF), `"batch"` (brSF: drawn for each update) or `"fixed"` (frSF: drawn once).
+        scale, distribution, concordance, seed: as in `tfbio.feedback.SignSymmetric`.
+        last_layer, allow_backpropagation: as in `FeedbackRule`.
+    """
+
+    def __init__(
+        self,
+        magnitude: str = "uniform",
+        scale: str | float = "glorot",
+        distribution: str = "uniform",
+        concordance: float = 1.0,
+        seed: int | None = None,
+        last_layer: Any = "symmetric",
+        allow_backpropagation: Iterable[str] = (),
+    ):
+        feedback = feedback_weights.SignSymmetric(magnitude, scale, distribution, concordance, seed)
+        super().__init__(feedback, last_layer, allow_backpropagation)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**self.feedback.get_config(), **self._options()}
+
+
+@register
+class KolenPollack(FeedbackRule):
+    r"""Backward weights that learn with the forward ones, and come to equal them.
+
+    Both get the same update, and both decay:
+
+    $$ W \leftarrow (1 - \lambda) W + \Delta, \qquad B \leftarrow (1 - \lambda) B + \Delta, $$
+
+    so that $W - B$ shrinks by $1 - \lambda$ a step, whatever $\Delta$ is. $\Delta$ is the optimizer's update from the
+    kernel's own gradient, the outer product of the layer's input and error, which both pathways see. $\lambda$ is the
+    optimizer's: the learning rate times its `weight_decay`, as in `keras.optimizers.SGD(0.1, weight_decay=1e-3)`.
+    Without decay the gap stays as it is.
+
+    Args:
+        initializer, scale, seed: of the first backward weights, as in `FeedbackAlignment`.
+        last_layer, allow_backpropagation: as in `FeedbackRule`.
+    """
+
+    def __init__(
+        self,
+        initializer: Any = "glorot_uniform",
+        scale: float = 1.0,
+        seed: int | None = None,
+        last_layer: Any = "same",
+        allow_backpropagation: Iterable[str] = (),
+    ):
+        feedback = feedback_weights.Learned(initializer, scale, seed)
+        super().__init__(feedback, last_layer, allow_backpropagation)
+
+    def compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None = None) -> Update:
+        update = super().compute(x, y, weights)
+        gradients = {id(variable): gradient for gradient, variable in update.forward}
+        learned = {id(variable): variable for variable in self.feedback_variables}
+        pairs = [(w, b) for layer in self.feedback_layers for w, b in layer.pairs if id(b) in learned]
+        # A frozen kernel has no gradient, and its feedback stays.
+        feedback = [(gradients.get(id(w), tf.zeros(b.shape, b.dtype)), b) for w, b in pairs]
+        return update._replace(feedback=feedback)
 
     def get_config(self) -> dict[str, Any]:
         return {**self.feedback.get_config(), **self._options()}

@@ -50,12 +50,7 @@ class Learner(keras.Model):
         if self.rule.loss.classifies:
             self._trackers["error"] = keras.metrics.Mean(name="error")
         self._extra = [keras.metrics.get(metric) for metric in metrics]
-        self.optimizer.build(self.rule.forward_variables)
-        self.feedback_optimizer = None
-        if self.rule.feedback_variables:
-            inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-            self.feedback_optimizer = type(inner).from_config(inner.get_config())
-            self.feedback_optimizer.build(self.rule.feedback_variables)
+        self.optimizer.build([*self.rule.forward_variables, *self.rule.feedback_variables])
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -69,11 +64,9 @@ class Learner(keras.Model):
         x, y, importance, weights = self._unpack(data)
         x = x if self.preprocessing is None else self.preprocessing(x)
         update = self.rule.compute(x, y, self.optimizer.scale_loss(weights))
-        gradients, variables = zip(*update.forward, strict=True)
+        gradients, variables = zip(*update.forward, *update.feedback, strict=True)
         self.optimizer.apply(list(gradients), list(variables))
-        if self.feedback_optimizer is not None:
-            gradients, variables = zip(*update.feedback, strict=True)
-            self.feedback_optimizer.apply(list(gradients), list(variables))
+        self.rule.step.assign_add(1)
         return self._report(y, update.outputs, importance)
 
     def test_step(self, data: tuple) -> dict[str, tf.Tensor]:

@@ -42,7 +42,7 @@ class Trainer:
         loss: a `tfbio.losses` loss, name or config.
         strategy: a `tf.distribute.Strategy`; None for the current one.
         jit_compile: compile with XLA: `True`, `False`, or `"auto"`: on one replica.
-        feedback_optimizer: for feedback variables that learn, if the rule has any; None for a copy of `optimizer`.
+        feedback_optimizer: for feedback variables that learn, if the rule has any; None for `optimizer` itself.
         preprocessing: a layer or function applied to the inputs on the device, before the model: say the
             `info.preprocessing` of `tfbio.data.load`. Export can put it into the model.
         steps_per_loop: steps between two looks of the host; `"auto"` for about a second's worth.
@@ -86,18 +86,16 @@ class Trainer:
         with self.strategy.scope():
             self.rule.build(model, self.loss)
             mixed = "mixed_float16" in {layer.dtype_policy.name for layer in model._flatten_layers()}
-            self.optimizer = make_optimizer(optimizer, self.rule.forward_variables, self.strategy, "optimizer", mixed)
+            forward, feedback = self.rule.forward_variables, self.rule.feedback_variables
+            if feedback_optimizer is None:
+                forward, feedback = [*forward, *feedback], []
+            self.optimizer = make_optimizer(optimizer, forward, self.strategy, "optimizer", mixed)
             self.feedback_optimizer = None
-            if self.rule.feedback_variables:
-                if feedback_optimizer is None:
-                    inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-                    feedback_optimizer = type(inner).from_config(inner.get_config())
+            if feedback:
                 self.feedback_optimizer = make_optimizer(
-                    feedback_optimizer, self.rule.feedback_variables, self.strategy, "feedback_optimizer", mixed
+                    feedback_optimizer, feedback, self.strategy, "feedback_optimizer", mixed
                 )
-            self.step = tf.Variable(
-                0, dtype=tf.int64, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
-            )
+            self.step = self.rule.step
             self.averages = Averages(self.loss)
             self._evaluation = Averages(self.loss)
         self._feeds: dict[int, tuple] = {}
@@ -125,14 +123,15 @@ class Trainer:
         # Loss scaling, where float16 needs it, is a factor on every example: updates are linear in the weights.
         scaled = self.optimizer.scale_loss(weights)
         outputs, loss, gradients, feedback = compute(x, y, scaled)
-        unscaled = tf.math.divide_no_nan(loss * tf.reduce_sum(weights), tf.reduce_sum(scaled))
-        gradients = globally_clipped(self.optimizer, gradients, self._replicas)
-        self.optimizer.apply(gradients, self.rule.forward_variables)
-        if self.feedback_optimizer is not None:
-            feedback = globally_clipped(self.feedback_optimizer, feedback, self._replicas)
-            self.feedback_optimizer.apply(feedback, self.rule.feedback_variables)
+        unscaled = tf.cast(loss, tf.float32) * tf.math.divide_no_nan(tf.reduce_sum(weights), tf.reduce_sum(scaled))
+        groups = [(self.optimizer, gradients, self.rule.forward_variables)]
+        groups.append((self.feedback_optimizer, feedback, self.rule.feedback_variables))
+        if self.feedback_optimizer is None:
+            groups = [(self.optimizer, [*gradients, *feedback], groups[0][2] + groups[1][2])]
+        for optimizer, gradients, variables in groups:
+            optimizer.apply(globally_clipped(optimizer, gradients, self._replicas), variables)
         self.averages.add(y, outputs, importance)
-        return tf.cast(unscaled, tf.float32)
+        return unscaled
 
     def _evaluate(self, x: tf.Tensor, y: tf.Tensor, importance: tf.Tensor) -> None:
         self._evaluation.add(y, self.model(self._prepare(x), training=False), importance)

@@ -1,0 +1,101 @@
+"""Kolen–Pollack: the gap between forward and feedback weights shrinks exactly as the decay says."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers as L
+
+import tfbio
+from tfbio.rules import Backpropagation, KolenPollack
+
+
+def network():
+    hidden = [L.Conv2D(3, 3, activation="tanh"), L.Flatten(), L.Dense(6, "tanh")]
+    return keras.Sequential([keras.Input((6, 6, 2)), *hidden, L.Dense(3)])
+
+
+def data(dtype):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 6, 6, 2)).astype(dtype), rng.integers(0, 3, 12)
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+
+
+def gaps(rule):
+    pairs = [pair for layer in rule.feedback_layers for pair in layer.pairs]
+    return [w.numpy() - b.numpy() for w, b in pairs]
+
+
+OPTIMIZERS = {
+    "sgd": lambda decay: keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=decay),
+    "adam": lambda decay: keras.optimizers.Adam(0.01, weight_decay=decay),
+    "rmsprop": lambda decay: keras.optimizers.RMSprop(0.01, weight_decay=decay),
+}
+
+
+@pytest.mark.parametrize("decay", [None, 0.5])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_gap_shrinks_by_the_decay_each_step(name, decay, float64):
+    optimizer = OPTIMIZERS[name](decay)
+    trainer = tfbio.Trainer(network(), "kp", optimizer, jit_compile=False)
+    before, start = gaps(trainer.rule), trainer.model.get_weights()
+    trainer.fit(data("float64"), epochs=3, verbose=False)  # nine steps
+    factor = (1 - float(optimizer.learning_rate) * (decay or 0.0)) ** 9
+    assert len(before) == 3
+    for old, new in zip(before, gaps(trainer.rule), strict=True):
+        np.testing.assert_allclose(new, factor * old, rtol=1e-6, atol=1e-9)  # Keras keeps learning rates in float32
+    assert np.abs(trainer.model.get_weights()[0] - start[0]).max() > 1e-3
+
+
+def test_learner_and_trainer_agree():
+    weights = []
+    for kind in (tfbio.Trainer, tfbio.Learner):
+        keras.utils.set_random_seed(3)
+        model, optimizer = network(), keras.optimizers.Adam(0.01, weight_decay=0.1)
+        if kind is tfbio.Trainer:
+            trainer = kind(model, "kp", optimizer, jit_compile=False)
+            trainer.fit(data("float32"), epochs=2, verbose=False)
+            rule = trainer.rule
+        else:
+            learner = kind(model, "kp")
+            learner.compile(optimizer, jit_compile=False)
+            learner.fit(data("float32"), epochs=2, shuffle=False, verbose=0)
+            rule = learner.rule
+        weights.append([v.numpy() for v in (*model.variables, *rule.variables)])
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_with_equal_weights_it_is_backpropagation_and_stays_so(float64):
+    model, x, y = network(), *next(iter(data("float64")))
+    rule, exact = KolenPollack(), Backpropagation()
+    for some_rule in (rule, exact):
+        some_rule.build(model, "softmax_cross_entropy")
+    for layer in rule.feedback_layers:
+        for w, b in layer.pairs:
+            b.assign(w)
+    update = rule.compute(x, y)
+    for (a, _), (b, _) in zip(update.forward, exact.compute(x, y).forward, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
+    kernels = [(g, v) for g, v in update.forward if len(v.shape) > 1]
+    for (a, _), (b, _) in zip(update.feedback, kernels, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_frozen_kernel_s_feedback_stays():
+    model = network()
+    model.layers[0].trainable = False
+    trainer = tfbio.Trainer(model, "kp", "sgd", jit_compile=False)
+    before = [b.numpy() for b in trainer.rule.feedback_variables]
+    trainer.fit(data("float32"), verbose=False)
+    after = [b.numpy() for b in trainer.rule.feedback_variables]
+    np.testing.assert_array_equal(after[0], before[0])
+    assert np.abs(after[1] - before[1]).max() > 0
+
+
+def test_the_exact_last_layer_has_no_feedback_to_learn():
+    rule = KolenPollack(last_layer="symmetric")
+    rule.build(network(), "softmax_cross_entropy")
+    assert len(rule.feedback_variables) == 2
+    x, y = next(iter(data("float32")))
+    assert len(rule.compute(x, y).feedback) == 2
