@@ -56,7 +56,7 @@ def main() -> None:
     whole, bare = trainer(), trainer()
     data = tfbio.data.from_arrays(images, labels, size)
     epochs = iter(range(1, 10**6))
-    fixed = bare._train_loop(_FixedBatch(tf.constant(images[:size]), tf.constant(labels[:size])))
+    fixed = bare._loops.training(_FixedBatch(tf.constant(images[:size]), tf.constant(labels[:size])))
     contenders = {
         "keras fit": lambda: plain.fit(floats, labels, batch_size=size, verbose=0),
         "trainer": lambda: whole.fit(data, epochs=next(epochs), verbose=False),

@@ -21,7 +21,7 @@ from tfbio import data, feedback, losses, models, rules
 from tfbio import run as runs
 from tfbio import study as studies
 
-__all__ = ["ConfigError", "load_run", "run_export", "run_evaluate", "run_study", "run_train"]
+__all__ = ["ConfigError", "load_run", "run_export", "run_evaluate", "run_study", "run_train", "train_cell"]
 
 
 class ConfigError(ValueError):
@@ -140,6 +140,11 @@ def run_train(gin_files: Sequence[str], bindings: Sequence[str], workdir: str, q
     return runs.train(workdir, run, quiet=quiet, on_built=save)
 
 
+def train_cell(gin_files: Sequence[str], bindings: Sequence[str], workdir: str) -> None:
+    """Trains a cell of a study; called in a worker process."""
+    run_train(gin_files, bindings, workdir, quiet=True)
+
+
 def run_evaluate(workdir: str, params: Sequence[str], split: str) -> dict[str, float]:
     """The figures of a run directory on a split; `params` may rebind, say, `load.data_dir`."""
     return runs.evaluate(workdir, _recorded_run(workdir, params), split)
@@ -168,7 +173,7 @@ def run_study(gin_files: Sequence[str], params: Sequence[str], workdir: str, wor
     parse(gin_files, own)
     cells = [param for param in params if param not in own]
     asked = gin.get_bindings("study")
-    arguments = {"params": [*_as_list(asked.get("params", ())), *cells]}
+    arguments = {"run_cell": train_cell, "params": [*_as_list(asked.get("params", ())), *cells]}
     if workers is not None:
         arguments["workers"] = workers
     try:

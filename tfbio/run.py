@@ -22,16 +22,13 @@ import tensorflow as tf
 from tfbio import data, models, rules
 from tfbio import export as exporting
 from tfbio.analysis.alignment import GradientAngle
-from tfbio.training import Checkpoints, JsonLines, TensorBoardScalars, Trainer
+from tfbio.training import Checkpoints, JsonLines, Replayed, TensorBoardScalars, Trainer
 from tfbio.training.strategies import make_strategy
+from tfbio.workdir import WorkdirError, claim, read_json, write_json
 
 __all__ = ["Run", "WorkdirError", "evaluate", "export", "train"]
 
 _EVALUATION_BATCH = 512
-
-
-class WorkdirError(RuntimeError):
-    """The work directory holds another run, or none."""
 
 
 @dataclass
@@ -179,13 +176,13 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     started = time.monotonic()
     folder = Path(workdir)
     parts = _Assembly(run)
-    _claim(folder, parts.describe())
+    claim(folder, parts.describe())
     if on_built is not None:
         on_built()
     trainer = parts.trainer
     checkpoints = Checkpoints(str(folder / "checkpoints"), run.checkpoint_steps, run.checkpoint_seconds)
     step = trainer.restore(checkpoints)
-    result = _read_json(folder / "result.json")
+    result = read_json(folder / "result.json")
     if result is not None and result["epochs"] >= run.epochs:
         return result
     if step and not quiet:
@@ -231,7 +228,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
         "wall_seconds": time.monotonic() - started,
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__, "python": platform.python_version()},
     }
-    _write_json(folder / "result.json", result)
+    write_json(folder / "result.json", result)
     return result
 
 
@@ -275,26 +272,10 @@ def _restored(workdir: str, run: Run) -> _Assembly:
     if not (folder / "run.json").exists():
         raise WorkdirError(f"{folder} is no run directory: it has no run.json. Train there first: tfbio train.")
     parts = _Assembly(run)
-    _claim(folder, parts.describe())
+    claim(folder, parts.describe())
     if not parts.trainer.restore(Checkpoints(str(folder / "checkpoints"))):
         raise WorkdirError(f"{folder} holds no checkpoint yet. Go on training there first: tfbio train.")
     return parts
-
-
-def _claim(folder: Path, description: dict[str, Any]) -> None:
-    """Writes `run.json`, or checks that the one there says the same."""
-    found = _read_json(folder / "run.json")
-    if found is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / "run.json", description)
-        return
-    differences = [key for key in description if found.get(key) != description[key]]
-    if differences:
-        key = differences[0]
-        raise WorkdirError(
-            f"{folder} holds a run with other settings ({', '.join(differences)}): {key} was {found.get(key)}, is "
-            f"now {description[key]}. Choose another work directory, or delete this one."
-        )
 
 
 def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.callbacks.EarlyStopping:
@@ -306,27 +287,7 @@ def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.call
             f"{run.evaluate_on}."
         )
     callback = keras.callbacks.EarlyStopping(f"{name}_loss", patience=run.patience, mode="min")
-    return _Replayed(callback, history)
-
-
-class _Replayed(keras.callbacks.Callback):
-    """A callback that is first shown the epochs of before a restart, so that it stands where it stood."""
-
-    def __init__(self, callback: keras.callbacks.Callback, history: list[dict]):
-        super().__init__()
-        self._callback, self._history = callback, history
-
-    def set_model(self, model: Any) -> None:
-        super().set_model(model)
-        self._callback.set_model(model)
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        self._callback.on_train_begin(logs)
-        for line in self._history:
-            self._callback.on_epoch_end(line["epoch"] - 1, line)
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        self._callback.on_epoch_end(epoch, logs)
+    return Replayed(callback, history)
 
 
 def _gradient_angle(parts: _Assembly) -> GradientAngle:
@@ -344,14 +305,3 @@ def _best(run: Run, history: list[dict]) -> dict[str, Any] | None:
     line = min(history, key=lambda line: line[key])
     figures = {kind: line[kind] for kind in ("test_error", "test_loss") if kind in line}
     return {"selected_on": run.select_on, "epoch": line["epoch"], key.removeprefix(f"{name}_"): line[key], **figures}
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes whole files only: a kill in the middle leaves the old one."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)

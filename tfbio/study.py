@@ -75,7 +75,8 @@ def study(
     seeds: Sequence[int] = (0,),
     params: str | Sequence[str] = (),
     workers: int = 1,
-    run_cell: Callable[[list[str], list[str], str], object] | None = None,
+    *,
+    run_cell: Callable[[list[str], list[str], str], object],
 ) -> str:
     """Runs every cell of a grid that is not finished yet, then reports on all of them.
 
@@ -89,7 +90,7 @@ def study(
         params: bindings for every cell. The cell's own come after them and win.
         workers: processes that run cells at the same time; they share the machine's cores evenly.
         run_cell: what runs a cell, called in a worker with (gin files, bindings, the cell's folder); it must be
-            importable from a module. None trains: `tfbio.config.run_train`.
+            importable from a module. The console command's is `tfbio.config.train_cell`.
 
     Returns:
         The report's Markdown (`tfbio.analysis.report`).
@@ -111,7 +112,7 @@ def study(
     if len(pending) < len(cells):
         print(f"{len(cells) - len(pending)} of {len(cells)} cells are finished already.", flush=True)
     workers = min(workers, len(pending))
-    failures = _run_cells(workdir, pending, len(cells), workers, run_cell or _train) if pending else {}
+    failures = _run_cells(workdir, pending, len(cells), workers, run_cell) if pending else {}
     text = report(workdir)
     print(text, flush=True)
     if failures:
@@ -256,12 +257,6 @@ def _run_cells(workdir: Path, cells: list[_Cell], total: int, workers: int, run_
     finally:
         progress.clear()
     return failures
-
-
-def _train(gin_files: list[str], bindings: list[str], workdir: str) -> None:
-    from tfbio.config import run_train  # in the worker: it imports TensorFlow
-
-    run_train(gin_files, bindings, workdir, quiet=True)
 
 
 def _result(folder: Path) -> dict | None:

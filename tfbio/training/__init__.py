@@ -1,6 +1,6 @@
 """The training loop: `Trainer` for real runs, `Learner` for notebooks."""
 
-from tfbio.training.callbacks import JsonLines, TensorBoardScalars
+from tfbio.training.callbacks import JsonLines, Replayed, TensorBoardScalars
 from tfbio.training.checkpoints import CheckpointError, Checkpoints
 from tfbio.training.checks import NonFiniteLoss
 from tfbio.training.interrupts import TrainingInterrupted
@@ -13,6 +13,7 @@ __all__ = [
     "JsonLines",
     "Learner",
     "NonFiniteLoss",
+    "Replayed",
     "TensorBoardScalars",
     "Trainer",
     "TrainingInterrupted",

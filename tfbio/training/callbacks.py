@@ -1,4 +1,4 @@
-"""Keras callbacks in a loop of ours: the model they see, and the two that every run has.
+"""Keras callbacks in a loop of ours: the model they see, and those that runs have.
 
 Epoch hooks are called every epoch; batch hooks once a loop, that is once each `steps_per_loop` steps, with the averages
 so far, just as Keras calls them once each `steps_per_execution`.
@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-__all__ = ["CallbackModel", "JsonLines", "Progress", "TensorBoardScalars"]
+__all__ = ["CallbackModel", "JsonLines", "Progress", "Replayed", "TensorBoardScalars"]
 
 
 class CallbackModel:
@@ -109,6 +109,26 @@ class Progress(keras.callbacks.Callback):
         figures = "  ".join(f"{name} {_readable(name, value)}" for name, value in shown.items())
         end = "\n" if self._bar else ""
         print(f"{end}epoch {epoch + 1}/{self.params['epochs']}  {figures}", flush=True)
+
+
+class Replayed(keras.callbacks.Callback):
+    """A callback that is first shown the epochs of before a restart, so that it stands where it stood."""
+
+    def __init__(self, callback: keras.callbacks.Callback, history: list[dict]):
+        super().__init__()
+        self._callback, self._history = callback, history
+
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        self._callback.set_model(model)
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._callback.on_train_begin(logs)
+        for line in self._history:
+            self._callback.on_epoch_end(line["epoch"] - 1, line)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self._callback.on_epoch_end(epoch, logs)
 
 
 def _figures(logs: dict | None) -> dict[str, Any]:

@@ -1,11 +1,7 @@
-"""The loop: batches go in, the rule computes updates, optimizers apply them.
+"""The trainer: the host's side of training.
 
-One `tf.function` runs many steps (`tf.while_loop` over the step), so that Python and the host take no part in them;
-between two loops the host reads averages, calls callbacks, saves, and sees signals. The loop ends early at the step
-whose loss is not finite.
-
-On one device the whole step is compiled by XLA: gradients, optimizer and averages. On several replicas of one process
-only the rule's computation can be, for XLA can't hold the variables of two devices, and only on request.
+`tfbio.training.loops` runs many steps in one graph; between two such loops the host reads averages, calls callbacks,
+saves, and sees signals.
 """
 
 import contextlib
@@ -23,7 +19,8 @@ from tfbio.training.checkpoints import Checkpoints
 from tfbio.training.checks import NonFiniteLoss, check_batch, check_no_collectives, check_scope, explain
 from tfbio.training.feeds import make_feed
 from tfbio.training.interrupts import TrainingInterrupted, delayed_interrupts
-from tfbio.training.optimizing import globally_clipped, make_optimizer
+from tfbio.training.loops import Loops
+from tfbio.training.optimizing import make_optimizer
 
 __all__ = ["Trainer"]
 
@@ -77,11 +74,11 @@ class Trainer:
         self.loss = losses.get(loss)
         self.strategy = strategy or tf.distribute.get_strategy()
         self.preprocessing = preprocessing
-        self._replicas = self.strategy.num_replicas_in_sync
-        self._jit = self._replicas == 1 if jit_compile == "auto" else jit_compile
         self._steps_per_loop = steps_per_loop
+        one_replica = self.strategy.num_replicas_in_sync == 1
+        jit_compile = one_replica if jit_compile == "auto" else jit_compile
         check_scope(model, self.strategy)
-        if self._jit and self._replicas > 1:
+        if jit_compile and not one_replica:
             check_no_collectives(model)
         with self.strategy.scope():
             self.rule.build(model, self.loss)
@@ -98,105 +95,17 @@ class Trainer:
             self.step = self.rule.step
             self.averages = Averages(self.loss)
             self._evaluation = Averages(self.loss)
+        optimizers, averages = (self.optimizer, self.feedback_optimizer), (self.averages, self._evaluation)
+        self._loops = Loops(self.rule, optimizers, self.strategy, jit_compile, preprocessing, averages)
         self._feeds: dict[int, tuple] = {}
-        self._loops: dict[int, Any] = {}
-
-    # One step, on a replica.
-
-    def _compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor) -> tuple:
-        """The rule's update as tensors alone: gradients in the order of the rule's variables."""
-        update = self.rule.compute(x, y, weights)
-        for pairs, variables in (
-            (update.forward, self.rule.forward_variables),
-            (update.feedback, self.rule.feedback_variables),
-        ):
-            if [id(variable) for _, variable in pairs] != [id(variable) for variable in variables]:
-                raise ValueError(
-                    f"{type(self.rule).__name__}.compute must return one gradient for each of its variables, in their "
-                    f"order; expected {[v.path for v in variables]}, received {[v.path for _, v in pairs]}."
-                )
-        gradients = [gradient for gradient, _ in update.forward]
-        return update.outputs, update.loss, gradients, [gradient for gradient, _ in update.feedback]
-
-    def _train(self, compute: Any, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor, importance: tf.Tensor) -> tf.Tensor:
-        x = self._prepare(x)
-        # Loss scaling, where float16 needs it, is a factor on every example: updates are linear in the weights.
-        scaled = self.optimizer.scale_loss(weights)
-        outputs, loss, gradients, feedback = compute(x, y, scaled)
-        unscaled = tf.cast(loss, tf.float32) * tf.math.divide_no_nan(tf.reduce_sum(weights), tf.reduce_sum(scaled))
-        groups = [(self.optimizer, gradients, self.rule.forward_variables)]
-        groups.append((self.feedback_optimizer, feedback, self.rule.feedback_variables))
-        if self.feedback_optimizer is None:
-            groups = [(self.optimizer, [*gradients, *feedback], groups[0][2] + groups[1][2])]
-        for optimizer, gradients, variables in groups:
-            optimizer.apply(globally_clipped(optimizer, gradients, self._replicas), variables)
-        self.averages.add(y, outputs, importance)
-        return unscaled
-
-    def _evaluate(self, x: tf.Tensor, y: tf.Tensor, importance: tf.Tensor) -> None:
-        self._evaluation.add(y, self.model(self._prepare(x), training=False), importance)
-
-    def _prepare(self, x: tf.Tensor) -> tf.Tensor:
-        return x if self.preprocessing is None else self.preprocessing(x)
-
-    # Many steps, in one graph.
-
-    def _train_loop(self, feed: Any) -> Any:
-        compute, train = self._compute, self._train
-        if self._jit and self._replicas > 1:
-            compute = tf.function(compute, jit_compile=True)
-
-        def step(x, y, weights, importance):
-            return train(compute, x, y, weights, importance)
-
-        if self._jit and self._replicas == 1:
-            step = tf.function(step, jit_compile=True)
-
-        @tf.function
-        def loop(handle, epoch, first, count):
-            loss = tf.zeros(())
-            index = first
-            while tf.logical_and(index < first + count, tf.math.is_finite(loss)):
-                arguments = feed.take(handle, epoch, index)
-                shares = self.strategy.run(lambda *given: step(*feed.unpack(*given)), arguments)
-                loss = self.strategy.reduce("sum", shares, axis=None)
-                self.step.assign_add(1)
-                index += 1
-            return loss
-
-        return loop
-
-    def _evaluation_loop(self, feed: Any) -> Any:
-        evaluate = self._evaluate
-        if self._jit and self._replicas == 1:
-            evaluate = tf.function(evaluate, jit_compile=True)
-
-        def step(*given):
-            x, y, _, importance = feed.unpack(*given)
-            evaluate(x, y, importance)
-
-        @tf.function
-        def loop(handle, epoch, first, count):
-            for index in tf.range(first, first + count):
-                self.strategy.run(step, feed.take(handle, epoch, index))
-
-        return loop
 
     def _feed(self, data: Any, steps: int | None) -> Any:
         """The feed for `data`, the same one each time, so that its loop is traced once."""
         if id(data) not in self._feeds:
             feed = make_feed(data, self.strategy, steps)
-            check_batch(self.model, self.loss, *feed.example(), self._prepare)
+            check_batch(self.model, self.loss, *feed.example(), self._loops.prepare)
             self._feeds[id(data)] = (feed, data)  # holding `data` keeps its id its own
         return self._feeds[id(data)][0]
-
-    def _loop(self, feed: Any, make: Any) -> Any:
-        key = (id(feed), make.__name__)
-        if key not in self._loops:
-            self._loops[key] = make(feed)
-        return self._loops[key]
-
-    # The host's side.
 
     @property
     def state(self) -> tf.train.Checkpoint:
@@ -249,9 +158,11 @@ class Trainer:
             TrainingInterrupted: a signal came, and `checkpoints` holds the state.
         """
         feed = self._feed(data, steps_per_epoch)
-        loop = self._loop(feed, self._train_loop)
+        loop = self._loops.training(feed)
         if validation_data is not None and not isinstance(validation_data, Mapping):
             validation_data = {"val": validation_data}
+        for split in (validation_data or {}).values():
+            self._feed(split, None)  # refuses what does not fit before the first step, not after the first epoch
         callbacks = [*callbacks, *([Progress()] if verbose else [])]
         model = CallbackModel(self.model, self.optimizer)
         hooks = keras.callbacks.CallbackList(
@@ -321,7 +232,7 @@ class Trainer:
         """
         feed = self._feed(data, steps)
         self._evaluation.reset()
-        loop = self._loop(feed, self._evaluation_loop)
+        loop = self._loops.evaluation(feed)
         try:
             loop(feed.open(0, 0), tf.constant(0), tf.constant(0), tf.constant(feed.steps_per_epoch))
         except (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError) as error:

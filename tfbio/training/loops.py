@@ -1,0 +1,142 @@
+"""The part of training that runs on devices: one step, and the graph loop over many of them.
+
+A loop is one `tf.function` that runs as many steps as it is told, so that Python and the host take no part in them; it
+ends early at the step whose loss is not finite.
+
+On one device the whole step is compiled by XLA: gradients, optimizer and averages. On several replicas of one process
+only the rule's computation can be, for XLA can't hold the variables of two devices, and only on request.
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfbio.rules import LearningRule
+from tfbio.training.averages import Averages
+from tfbio.training.optimizing import globally_clipped
+
+__all__ = ["Loops"]
+
+
+class Loops:
+    """The steps of a rule with its optimizers, and the loops over them, one for each feed.
+
+    Args:
+        rule: a built rule.
+        optimizers: for the rule's forward and its feedback variables; without the second, the first has them all.
+        strategy: where the steps run.
+        jit_compile: compile with XLA.
+        preprocessing: applied to inputs on the device, or None.
+        averages: of training, and of evaluation.
+    """
+
+    def __init__(
+        self,
+        rule: LearningRule,
+        optimizers: tuple[keras.optimizers.Optimizer, keras.optimizers.Optimizer | None],
+        strategy: tf.distribute.Strategy,
+        jit_compile: bool,
+        preprocessing: Any,
+        averages: tuple[Averages, Averages],
+    ):
+        self._rule = rule
+        self._optimizer, self._feedback_optimizer = optimizers
+        self._strategy = strategy
+        self._replicas = strategy.num_replicas_in_sync
+        self._jit = jit_compile
+        self._preprocessing = preprocessing
+        self._averages, self._evaluation = averages
+        self._made: dict[tuple, Any] = {}
+
+    def training(self, feed: Any) -> Any:
+        """The loop `(handle, epoch, first, count) -> last loss` that trains on a feed's batches."""
+        return self._once(feed, self._training)
+
+    def evaluation(self, feed: Any) -> Any:
+        """The loop `(handle, epoch, first, count)` that adds a feed's batches to the averages of evaluation."""
+        return self._once(feed, self._evaluating)
+
+    def prepare(self, x: tf.Tensor) -> tf.Tensor:
+        """Inputs as the model takes them."""
+        return x if self._preprocessing is None else self._preprocessing(x)
+
+    def _once(self, feed: Any, make: Any) -> Any:
+        key = (id(feed), make.__name__)
+        if key not in self._made:
+            self._made[key] = make(feed)
+        return self._made[key]
+
+    def _compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor) -> tuple:
+        """The rule's update as tensors alone: gradients in the order of the rule's variables."""
+        update = self._rule.compute(x, y, weights)
+        for pairs, variables in (
+            (update.forward, self._rule.forward_variables),
+            (update.feedback, self._rule.feedback_variables),
+        ):
+            if [id(variable) for _, variable in pairs] != [id(variable) for variable in variables]:
+                raise ValueError(
+                    f"{type(self._rule).__name__}.compute must return one gradient for each of its variables, in their "
+                    f"order; expected {[v.path for v in variables]}, received {[v.path for _, v in pairs]}."
+                )
+        gradients = [gradient for gradient, _ in update.forward]
+        return update.outputs, update.loss, gradients, [gradient for gradient, _ in update.feedback]
+
+    def _train(self, compute: Any, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor, importance: tf.Tensor) -> tf.Tensor:
+        x = self.prepare(x)
+        # Loss scaling, where float16 needs it, is a factor on every example: updates are linear in the weights.
+        scaled = self._optimizer.scale_loss(weights)
+        outputs, loss, gradients, feedback = compute(x, y, scaled)
+        unscaled = tf.cast(loss, tf.float32) * tf.math.divide_no_nan(tf.reduce_sum(weights), tf.reduce_sum(scaled))
+        groups = [(self._optimizer, gradients, self._rule.forward_variables)]
+        groups.append((self._feedback_optimizer, feedback, self._rule.feedback_variables))
+        if self._feedback_optimizer is None:
+            groups = [(self._optimizer, [*gradients, *feedback], groups[0][2] + groups[1][2])]
+        for optimizer, gradients, variables in groups:
+            optimizer.apply(globally_clipped(optimizer, gradients, self._replicas), variables)
+        self._averages.add(y, outputs, importance)
+        return unscaled
+
+    def _evaluate(self, x: tf.Tensor, y: tf.Tensor, importance: tf.Tensor) -> None:
+        self._evaluation.add(y, self._rule.model(self.prepare(x), training=False), importance)
+
+    def _training(self, feed: Any) -> Any:
+        compute, train = self._compute, self._train
+        if self._jit and self._replicas > 1:
+            compute = tf.function(compute, jit_compile=True)
+
+        def step(x, y, weights, importance):
+            return train(compute, x, y, weights, importance)
+
+        if self._jit and self._replicas == 1:
+            step = tf.function(step, jit_compile=True)
+
+        @tf.function
+        def loop(handle, epoch, first, count):
+            loss = tf.zeros(())
+            index = first
+            while tf.logical_and(index < first + count, tf.math.is_finite(loss)):
+                arguments = feed.take(handle, epoch, index)
+                shares = self._strategy.run(lambda *given: step(*feed.unpack(*given)), arguments)
+                loss = self._strategy.reduce("sum", shares, axis=None)
+                self._rule.step.assign_add(1)
+                index += 1
+            return loss
+
+        return loop
+
+    def _evaluating(self, feed: Any) -> Any:
+        evaluate = self._evaluate
+        if self._jit and self._replicas == 1:
+            evaluate = tf.function(evaluate, jit_compile=True)
+
+        def step(*given):
+            x, y, _, importance = feed.unpack(*given)
+            evaluate(x, y, importance)
+
+        @tf.function
+        def loop(handle, epoch, first, count):
+            for index in tf.range(first, first + count):
+                self._strategy.run(step, feed.take(handle, epoch, index))
+
+        return loop

@@ -1,0 +1,38 @@
+"""The files of a work directory: written whole or not at all, and claimed by one run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["WorkdirError", "claim", "read_json", "write_json"]
+
+
+class WorkdirError(RuntimeError):
+    """The work directory holds another run, or none."""
+
+
+def claim(folder: Path, description: dict[str, Any]) -> None:
+    """Writes `run.json`, or checks that the one there says the same."""
+    found = read_json(folder / "run.json")
+    if found is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "run.json", description)
+        return
+    differences = [key for key in description if found.get(key) != description[key]]
+    if differences:
+        key = differences[0]
+        raise WorkdirError(
+            f"{folder} holds a run with other settings ({', '.join(differences)}): {key} was {found.get(key)}, is "
+            f"now {description[key]}. Choose another work directory, or delete this one."
+        )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes whole files only: a kill in the middle leaves the old one."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)
