@@ -92,6 +92,14 @@ def test_bad_configurations(files, params, message, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+def test_a_folder_of_runs_does_not_hide_the_gin_tree(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m tfbio` does
+    config.parse(["runs/digits.gin"], [])
+    assert gin.query_parameter("train.name")
+
+
 def test_nothing_is_left_of_an_earlier_configuration():
     config.parse(["quickstart.gin"], ["train.epochs=7"])
     config.parse(["quickstart.gin"], [])

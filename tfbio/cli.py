@@ -122,7 +122,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except flags.Error as error:
         print(f"tfbio: {error}\n\n{_USAGE}", file=sys.stderr)
         return 2
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         _report(rest) if command == "report" else _COMMANDS[command]()
     except flags.Error as error:

@@ -55,6 +55,12 @@ def _register() -> None:
 
 _register()
 
+# gin also looks for files as resources of Python packages, and takes any folder named like the first part of a path for
+# one: beside an ordinary `runs/` folder it would fail on `runs/base.gin`. Paths and the installed tree are all we want.
+gin.config._FILE_READERS[:] = [
+    reader for reader in gin.config._FILE_READERS if reader[1] is not gin.resource_reader.system_path_file_exists
+]
+
 
 def gin_folders() -> list[Path]:
     """Where gin files are looked for, in order: the current folder, then the installed tree."""

@@ -3,8 +3,8 @@
 A loop is one `tf.function` that runs as many steps as it is told, so that Python and the host take no part in them; it
 ends early at the step whose loss is not finite.
 
-On one device the whole step is compiled by XLA: gradients, optimizer and averages. On several replicas of one process
-only the rule's computation can be, for XLA can't hold the variables of two devices, and only on request.
+Without a strategy the whole step is compiled by XLA: gradients, optimizer and averages. A strategy's optimizer steps
+meet the other replicas outside the compiled code, so there, one replica or more, only the rule's computation is.
 """
 
 from typing import Any
@@ -16,7 +16,10 @@ from tfbio.rules import LearningRule
 from tfbio.training.averages import Averages
 from tfbio.training.optimizing import globally_clipped
 
-__all__ = ["Loops"]
+__all__ = ["NO_STRATEGY", "Loops"]
+
+#: The type of the strategy that is in force where none is: everything in a step can be compiled under it.
+NO_STRATEGY = type(tf.distribute.get_strategy())
 
 
 class Loops:
@@ -44,7 +47,8 @@ class Loops:
         self._optimizer, self._feedback_optimizer = optimizers
         self._strategy = strategy
         self._replicas = strategy.num_replicas_in_sync
-        self._jit = jit_compile
+        self._jit_step = jit_compile and isinstance(strategy, NO_STRATEGY)
+        self._jit_compute = jit_compile and not self._jit_step
         self._preprocessing = preprocessing
         self._averages, self._evaluation = averages
         self._made: dict[tuple, Any] = {}
@@ -87,6 +91,10 @@ class Loops:
         # Loss scaling, where float16 needs it, is a factor on every example: updates are linear in the weights.
         scaled = self._optimizer.scale_loss(weights)
         outputs, loss, gradients, feedback = compute(x, y, scaled)
+        # No update before every gradient is there: the graph optimizer drops the order of a read and a later write of
+        # feedback weights that learn, where no data tie the two.
+        with tf.control_dependencies([*gradients, *feedback]):
+            gradients, feedback = [tf.identity(g) for g in gradients], [tf.identity(g) for g in feedback]
         unscaled = tf.cast(loss, tf.float32) * tf.math.divide_no_nan(tf.reduce_sum(weights), tf.reduce_sum(scaled))
         groups = [(self._optimizer, gradients, self._rule.forward_variables)]
         groups.append((self._feedback_optimizer, feedback, self._rule.feedback_variables))
@@ -102,13 +110,13 @@ class Loops:
 
     def _training(self, feed: Any) -> Any:
         compute, train = self._compute, self._train
-        if self._jit and self._replicas > 1:
+        if self._jit_compute:
             compute = tf.function(compute, jit_compile=True)
 
         def step(x, y, weights, importance):
             return train(compute, x, y, weights, importance)
 
-        if self._jit and self._replicas == 1:
+        if self._jit_step:
             step = tf.function(step, jit_compile=True)
 
         @tf.function
@@ -127,7 +135,7 @@ class Loops:
 
     def _evaluating(self, feed: Any) -> Any:
         evaluate = self._evaluate
-        if self._jit and self._replicas == 1:
+        if self._jit_step:
             evaluate = tf.function(evaluate, jit_compile=True)
 
         def step(*given):

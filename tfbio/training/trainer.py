@@ -19,7 +19,7 @@ from tfbio.training.checkpoints import Checkpoints
 from tfbio.training.checks import NonFiniteLoss, check_batch, check_no_collectives, check_scope, explain
 from tfbio.training.feeds import make_feed
 from tfbio.training.interrupts import TrainingInterrupted, delayed_interrupts
-from tfbio.training.loops import Loops
+from tfbio.training.loops import NO_STRATEGY, Loops
 from tfbio.training.optimizing import make_optimizer
 
 __all__ = ["Trainer"]
@@ -38,7 +38,7 @@ class Trainer:
             weight decay and moving averages work; clipping is of the global gradient.
         loss: a `tfbio.losses` loss, name or config.
         strategy: a `tf.distribute.Strategy`; None for the current one.
-        jit_compile: compile with XLA: `True`, `False`, or `"auto"`: on one replica.
+        jit_compile: compile with XLA: `True`, `False`, or `"auto"`: without a strategy.
         feedback_optimizer: for feedback variables that learn, if the rule has any; None for `optimizer` itself.
         preprocessing: a layer or function applied to the inputs on the device, before the model: say the
             `info.preprocessing` of `tfbio.data.load`. Export can put it into the model.
@@ -75,10 +75,10 @@ class Trainer:
         self.strategy = strategy or tf.distribute.get_strategy()
         self.preprocessing = preprocessing
         self._steps_per_loop = steps_per_loop
-        one_replica = self.strategy.num_replicas_in_sync == 1
-        jit_compile = one_replica if jit_compile == "auto" else jit_compile
         check_scope(model, self.strategy)
-        if jit_compile and not one_replica:
+        if jit_compile == "auto":
+            jit_compile = isinstance(self.strategy, NO_STRATEGY)
+        elif jit_compile and not isinstance(self.strategy, NO_STRATEGY):
             check_no_collectives(model)
         with self.strategy.scope():
             self.rule.build(model, self.loss)
