@@ -62,8 +62,7 @@ def test_there_are_snippets_and_linked_files_exist():
     assert len(_SNIPPETS) == 3
     text = _README.read_text(encoding="utf-8")
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        if link not in ("docs/images/digits.png", "docs/results/mnist.md"):  # made from results
-            assert (_README.parent / link).exists(), link
+        assert (_README.parent / link).exists(), link
 
 
 def test_gin_files_of_the_configuration_document_are_read(tmp_path, monkeypatch):
