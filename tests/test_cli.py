@@ -11,7 +11,7 @@ import pytest
 
 from tfbio import cli
 
-SHORT = ["--gin_param=train.epochs=2", "--gin_param=train.gradient_angle=False", "--gin_param=train.jit_compile=False"]
+SHORT = ["--gin_param=train.epochs=2", "--gin_param=train.alignment=False", "--gin_param=train.jit_compile=False"]
 
 
 def tfbio(*arguments):

@@ -51,7 +51,7 @@ def test_every_file_parses_and_says_what_is_overridden(file):
 
 @pytest.mark.parametrize("file", COMPLETE)
 def test_every_run_takes_a_step(file, tiny_data, tmp_path):
-    params = ["train.epochs=1", "train.jit_compile=False", "train.gradient_angle=False", "train.batch_size=6"]
+    params = ["train.epochs=1", "train.jit_compile=False", "train.alignment=False", "train.batch_size=6"]
     result = config.run_train([file], params, str(tmp_path), quiet=True)
     assert result["steps"] == 1 and np.isfinite(result["final"]["train_loss"])
     rule = {"bp": "Backpropagation", "fa": "FeedbackAlignment", "dfa": "DirectFeedbackAlignment"}

@@ -44,7 +44,7 @@ def weights(folder, run):
 
 
 def test_a_run_directory_holds_what_the_documents_say(tmp_path):
-    result = train(str(tmp_path), settings(rule="fa", gradient_angle=True, published={"test_error": 0.1}), quiet=True)
+    result = train(str(tmp_path), settings(rule="fa", alignment=True, published={"test_error": 0.1}), quiet=True)
     assert result == json.loads((tmp_path / "result.json").read_text())
     assert [line["epoch"] for line in lines(tmp_path)] == [1, 2]
     assert {"loss", "error", "test_loss", "test_error", "seconds", "step", "angle/total"} <= set(lines(tmp_path)[0])
@@ -54,7 +54,7 @@ def test_a_run_directory_holds_what_the_documents_say(tmp_path):
     assert result["labels"] == {"dataset": "digits", "network": "fully_connected", "rule": "FeedbackAlignment"}
     assert result["final"]["test_error"] == pytest.approx(lines(tmp_path)[-1]["test_error"])
     assert result["best"] is None  # nothing is selected on test data unasked
-    assert result["angle"]["total"] == pytest.approx(lines(tmp_path)[-1]["angle/total"], abs=1e-3)
+    assert result["alignment"]["angle/total"] == pytest.approx(lines(tmp_path)[-1]["angle/total"], abs=1e-3)
     assert result["published"] == {"test_error": 0.1}
 
 

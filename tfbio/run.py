@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from tfbio import data, models, rules
 from tfbio import export as exporting
-from tfbio.analysis.alignment import GradientAngle
+from tfbio.analysis.alignment import Alignment
 from tfbio.training import Checkpoints, JsonLines, Replayed, TensorBoardScalars, Trainer
 from tfbio.training.strategies import make_strategy
 from tfbio.workdir import WorkdirError, claim, read_json, write_json
@@ -52,7 +52,8 @@ class Run:
         select_on: the split whose error chooses the best epoch: "validation" (used when there is one), or "test",
             which makes the figure optimistic; it is named so wherever it is shown.
         patience: stop after so many epochs without a better loss on `select_on`; None trains all epochs.
-        gradient_angle: measure the angle to backpropagation's gradient after every epoch.
+        alignment: measure after every epoch how far the rule is from backpropagation (`tfbio.analysis.alignment`).
+        alignment_steps: measure it after every so many steps too, into `alignment.jsonl`.
         checkpoint_steps: save every so many steps; None saves at ends of epochs only.
         checkpoint_seconds: save at the first end of an epoch after so many seconds.
         published: figures from a paper to show beside, `{"test_error": 0.0148, "source": "…"}`.
@@ -74,7 +75,8 @@ class Run:
     evaluate_on: Sequence[str] = ("validation",)
     select_on: str = "validation"
     patience: int | None = None
-    gradient_angle: bool = False
+    alignment: bool = False
+    alignment_steps: int | None = None
     checkpoint_steps: int | None = None
     checkpoint_seconds: float = 300.0
     published: dict[str, Any] | None = None
@@ -191,9 +193,9 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
 
     held_out = {"val" if name == "validation" else name: parts.split(name) for name in run.evaluate_on}
     held_out = {name: split for name, split in held_out.items() if split is not None}
-    angles = _gradient_angle(parts) if run.gradient_angle else None
+    measures = _alignment(parts, folder / "alignment.jsonl") if run.alignment or run.alignment_steps else None
     lines = JsonLines(str(folder / "metrics.jsonl"))
-    callbacks = [angles, lines, TensorBoardScalars(str(folder / "tensorboard"))]
+    callbacks = [measures, lines, TensorBoardScalars(str(folder / "tensorboard"))]
     if run.patience is not None:
         callbacks.append(_early_stopping(run, held_out, lines.read(str(folder / "metrics.jsonl"))))
     trainer.fit(
@@ -212,7 +214,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
         if split is not None:
             prefix = "val" if name == "validation" else name
             final.update({f"{prefix}_{key}": value for key, value in trainer.evaluate(split).items()})
-    measured = angles.measure() if angles else None
+    measured = measures.measure() if measures else None
     result = {
         "format": 1,
         "labels": parts.labels(),
@@ -222,7 +224,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
         "parameters": int(sum(np.prod(v.shape) for v in trainer.model.trainable_variables)),
         "final": final,
         "best": _best(run, history),
-        "angle": measured and {"total": measured.pop("total"), "layers": measured},
+        "alignment": measured,
         "published": run.published,
         "train_seconds": sum(line["seconds"] for line in history),
         "wall_seconds": time.monotonic() - started,
@@ -290,10 +292,10 @@ def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.call
     return Replayed(callback, history)
 
 
-def _gradient_angle(parts: _Assembly) -> GradientAngle:
+def _alignment(parts: _Assembly, path: Path) -> Alignment:
     x, y = next(iter(parts.split("train").take(1)))
-    trainer = parts.trainer
-    return GradientAngle(trainer.rule, trainer.preprocessing(x), y, trainer.strategy)
+    trainer, every = parts.trainer, parts.run.alignment_steps
+    return Alignment(trainer.rule, trainer.preprocessing(x), y, trainer.strategy, every, str(path) if every else None)
 
 
 def _best(run: Run, history: list[dict]) -> dict[str, Any] | None:

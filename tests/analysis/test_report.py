@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from tfbio.analysis.learning_curves import _curve, learning_curves
+from tfbio.analysis.learning_curves import learning_curves
+from tfbio.analysis.pictures import curve
 from tfbio.analysis.report import collect, csv, estimate, markdown, report, summarize
 from tfbio.analysis.runs import Run
 
@@ -26,7 +27,7 @@ def write_run(folder, labels=None, seed=0, test_error=None, train_error=0.0, epo
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     if test_error is not None:
         final = {"train_loss": 0.1, "train_error": train_error, "test_loss": 0.2, "test_error": test_error}
-        content = {"format": 1, "labels": labels, "seed": seed, "final": final, "best": None, "angle": None}
+        content = {"format": 1, "labels": labels, "seed": seed, "final": final, "best": None, "alignment": None}
         content |= {"published": None, "train_seconds": 10.0} | result
         (folder / "result.json").write_text(json.dumps(content))
     return folder
@@ -72,7 +73,14 @@ def test_best_error_is_named_with_what_it_was_selected_on(tmp_path):
 def test_csv_agrees_with_rows_and_keeps_every_label(tmp_path):
     published = {"train_error": 0.0, "test_error": 0.0185, "source": "Paper, Table 1"}
     for seed, error in enumerate((0.1, 0.2)):
-        write_run(tmp_path / f"r{seed}", labels("fa"), seed, error, published=published, angle={"total": 40.0 + seed})
+        write_run(
+            tmp_path / f"r{seed}",
+            labels("fa"),
+            seed,
+            error,
+            published=published,
+            alignment={"angle/total": 40.0 + seed},
+        )
     (line,) = csv_format.DictReader(io.StringIO(csv(summarize(collect(tmp_path)))))
     assert (line["dataset"], line["network"], line["rule"], line["seeds"]) == ("digits", "fc", "fa", "2")
     assert float(line["test_error_percent"]) == pytest.approx(15.0)
@@ -177,9 +185,22 @@ def test_curve_is_the_mean_and_interval_of_the_latest_lines():
 
     # The first run wrote epoch 2 twice (resumed), the third stopped after epoch 1 with an error that is no number.
     runs = [run([(1, 0.1), (2, 9.9), (2, 0.4)]), run([(1, 0.2), (2, 0.4)]), run([(1, 0.3), (2, math.nan)])]
-    epochs, means, low, high = _curve(runs, "error", 100.0)
+    epochs, means, low, high = curve(runs, "error", 100.0)
     half = 10 * T_2 / math.sqrt(3)
     assert epochs == [1, 2]
     np.testing.assert_allclose(means, [20, 40])
     np.testing.assert_allclose(low, [20 - half, 40])
     np.testing.assert_allclose(high, [20 + half, 40])
+
+
+def test_a_single_rule_shows_its_alignment_by_layer(tmp_path):
+    for seed in (0, 1):
+        folder = write_run(tmp_path / f"seed{seed}", labels("fa"), seed, 0.1)
+        figures = {"angle/total": 50.0, "angle/net/dense": 60.0, "feedback_angle/net/dense/kernel": 80.0 + seed}
+        lines = [json.dumps({"epoch": epoch, "error": 0.1, **figures}) for epoch in (1, 2)]
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert "![Alignment curves](alignment_curves.png)" in report(tmp_path)
+    picture = (tmp_path / "alignment_curves.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) < 200_000
+    write_run(tmp_path / "other" / "seed0", labels("bp"), 0, 0.1)  # two rules: one picture a layer would be a tangle
+    assert "alignment_curves" not in report(tmp_path)

@@ -1,14 +1,28 @@
-r"""How far a rule's gradient is from backpropagation's.
+r"""How far a rule is from backpropagation: its gradient, and its feedback weights.
 
-For gradients $g$ (the rule's) and $b$ (backpropagation's) of the same weights on the same batch, the angle is
+For gradients $g$ (the rule's) and $b$ (backpropagation's) of the same weights on the same batch, layer by layer and
+over all of them:
 
-$$ \angle(g, b) = \arccos \frac{\langle g, b \rangle}{\lVert g \rVert \lVert b \rVert} , $$
+$$ \angle(g, b) = \arccos \frac{\langle g, b \rangle}{\lVert g \rVert \lVert b \rVert} , \qquad
+   \frac{\lVert g \rVert}{\lVert b \rVert} , $$
 
-in degrees: 0 for backpropagation itself, near 90 for a random direction, above 90 where the rule makes the loss grow.
-Lillicrap et al. 2016 call its fall below 90 in the course of training the alignment that gives the rule its name.
+the angle in degrees: 0 for backpropagation itself, near 90 for a random direction, above 90 where the rule makes the
+loss grow. Lillicrap et al. 2016 call its fall below 90 in the course of training the alignment that gives the rule its
+name. For feedback weights $B$ and the forward weights $W$ that they stand in for (`LearningRule.pathways`): the same
+angle and ratio, and the share of weights with $\operatorname{sign} B = \operatorname{sign} W$.
+
+| figure | of | source |
+|---|---|---|
+| `angle/…` | $\angle(g, b)$, degrees | Lillicrap et al. 2016 |
+| `norm_ratio/…` | $\lVert g \rVert / \lVert b \rVert$ | |
+| `feedback_angle/…` | $\angle(B, W)$, degrees | Akrout et al. 2019 |
+| `feedback_norm_ratio/…` | $\lVert B \rVert / \lVert W \rVert$ | |
+| `sign_concordance/…` | share of equal signs, in [0, 1] | Liao, Leibo & Poggio 2016 |
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,7 +31,7 @@ import tensorflow as tf
 
 from tfbio.rules import Backpropagation, LearningRule
 
-__all__ = ["GradientAngle", "angle", "gradient_angles"]
+__all__ = ["Alignment", "alignment", "angle"]
 
 
 def angle(products: Sequence[float]) -> float:
@@ -28,61 +42,128 @@ def angle(products: Sequence[float]) -> float:
     return float(np.degrees(np.arccos(np.clip(dot / np.sqrt(gg) / np.sqrt(bb), -1.0, 1.0))))
 
 
-class GradientAngle(keras.callbacks.Callback):
-    """Adds `angle/total` and `angle/<layer>` to each epoch's figures, in degrees, on one fixed batch.
+def norm_ratio(products: Sequence[float]) -> float:
+    """‖g‖ / ‖b‖, from the inner products (g·b, g·g, b·b); NaN if b is zero."""
+    _, gg, bb = (float(product) for product in products)
+    return float(np.sqrt(gg / bb)) if bb > 0.0 else float("nan")
 
-    Both gradients are computed in one graph, from the same weights and with the same random state of the model's own
-    layers; running statistics are put back, so that measuring changes nothing. Place it before callbacks that write.
+
+def _products(pairs: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor:
+    """Rows (g·b, g·g, b·b, share of equal signs), float64, one for each pair of tensors of equal shape."""
+    rows = []
+    for g, b in pairs:
+        g, b = tf.cast(g, tf.float64), tf.cast(b, tf.float64)
+        concordance = tf.reduce_mean(tf.cast(tf.equal(tf.sign(g), tf.sign(b)), tf.float64))
+        rows.append(tf.stack([tf.reduce_sum(g * b), tf.reduce_sum(g * g), tf.reduce_sum(b * b), concordance]))
+    return tf.stack(rows) if rows else tf.zeros((0, 4), tf.float64)
+
+
+class Alignment(keras.callbacks.Callback):
+    """Adds the module's figures to each epoch's, measured on one fixed batch; and writes them every so many steps.
+
+    Everything is computed in one graph, apart from the training loop's, from the same weights and with the same random
+    state of the model's own layers; running statistics are put back, so that measuring changes nothing. Place it before
+    callbacks that write.
 
     Args:
         rule: a built rule.
         x: inputs of the batch as the model takes them (preprocessed).
         y: its labels.
         strategy: the strategy of the model; None for the current one.
+        every_steps: measure after every so many steps too, into `path`; None measures at ends of epochs alone.
+        path: a file that gets one JSON object, `step` and all figures, each time.
     """
 
-    def __init__(self, rule: LearningRule, x: Any, y: Any, strategy: tf.distribute.Strategy | None = None):
+    def __init__(
+        self,
+        rule: LearningRule,
+        x: Any,
+        y: Any,
+        strategy: tf.distribute.Strategy | None = None,
+        every_steps: int | None = None,
+        path: str | None = None,
+    ):
         super().__init__()
+        if (every_steps is None) != (path is None):
+            raise ValueError(
+                "Invalid value for `every_steps`: expected it together with `path`, the file to write, received "
+                f"{every_steps} and {path}."
+            )
+        if every_steps is not None and (not isinstance(every_steps, int) or every_steps < 1):
+            raise ValueError(f"Invalid value for `every_steps`: expected a positive int, received {every_steps!r}.")
+        self.every_steps = every_steps
+        self._path = path and Path(path)
         self._strategy = strategy or tf.distribute.get_strategy()
+        self._rule = rule
         with self._strategy.scope():
             backpropagation = Backpropagation()
             backpropagation.build(rule.model, rule.loss)
         state = [variable.value for variable in rule.model.non_trainable_variables]
         x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
 
-        def undisturbed(some_rule: LearningRule) -> list[tf.Tensor]:
+        def undisturbed(compute: Any) -> list:
             before = [tf.identity(value) for value in state]
-            gradients = [gradient for gradient, _ in some_rule.compute(x, y).forward]
-            with tf.control_dependencies(gradients):
+            results = compute()
+            with tf.control_dependencies(tf.nest.flatten(results)):
                 for value, old in zip(state, before, strict=True):
                     value.assign(old)
-            return gradients
+            return results
 
-        def products() -> tf.Tensor:
-            rows = []
-            for g, b in zip(undisturbed(rule), undisturbed(backpropagation), strict=True):
-                g, b = tf.cast(g, tf.float64), tf.cast(b, tf.float64)
-                rows.append(tf.stack([tf.reduce_sum(g * b), tf.reduce_sum(g * g), tf.reduce_sum(b * b)]))
-            return tf.stack(rows)
+        def gradients(some_rule: LearningRule) -> list[tf.Tensor]:
+            return undisturbed(lambda: [gradient for gradient, _ in some_rule.compute(x, y).forward])
+
+        def products() -> tuple[tf.Tensor, tf.Tensor]:
+            pathways = undisturbed(lambda: rule.pathways(x))
+            # Names are known once the graph is made, before anyone reads a figure.
+            self._pathways = [name for name, _, _ in pathways]
+            both = zip(gradients(rule), gradients(backpropagation), strict=True)
+            return _products(list(both)), _products([(feedback, forward) for _, forward, feedback in pathways])
 
         self._products = tf.function(lambda: self._strategy.run(products))
         self._layers = [variable.path.rpartition("/")[0] for variable in rule.forward_variables]
 
     def measure(self) -> dict[str, float]:
-        """The angles now: `total`, over all trainable variables, and one by each layer's path, in degrees."""
-        rows = np.asarray(self._strategy.experimental_local_results(self._products())[0])
-        layers = list(dict.fromkeys(self._layers))
-        member = np.array([[name == layer for name in self._layers] for layer in layers])
-        return {
-            "total": angle(rows.sum(0)),
-            **{layer: angle(rows[m].sum(0)) for layer, m in zip(layers, member, strict=True)},
-        }
+        """The figures now, by `<kind>/total` (of the gradients) and `<kind>/<layer's path>`."""
+        gradients, pathways = (
+            np.asarray(self._strategy.experimental_local_results(rows)[0]) for rows in self._products()
+        )
+        figures = {}
+        layers = {layer: [name == layer for name in self._layers] for layer in dict.fromkeys(self._layers)}
+        for layer, member in {"total": slice(None), **layers}.items():
+            products = gradients[member, :3].sum(0)
+            figures |= {f"angle/{layer}": angle(products), f"norm_ratio/{layer}": norm_ratio(products)}
+        for name, row in zip(self._pathways, pathways, strict=True):
+            figures[f"feedback_angle/{name}"] = angle(row[:3])
+            figures[f"feedback_norm_ratio/{name}"] = norm_ratio(row[:3])
+            figures[f"sign_concordance/{name}"] = float(row[3])
+        return figures
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        if self._path is not None and self._path.exists():  # steps that are trained again after a restart
+            lines = [line for line in _read(self._path) if line["step"] <= int(self._rule.step.numpy())]
+            self._path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        step = int(self._rule.step.numpy())
+        if self.every_steps is not None and step % self.every_steps == 0:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **self.measure()}) + "\n")
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if logs is not None:
-            logs.update({f"angle/{name}": value for name, value in self.measure().items()})
+            logs.update(self.measure())
 
 
-def gradient_angles(rule: LearningRule, x: Any, y: Any) -> dict[str, float]:
-    """The angles of `rule`'s gradient to backpropagation's on one batch, in degrees, now: see `GradientAngle`."""
-    return GradientAngle(rule, x, y).measure()
+def _read(path: Path) -> list[dict]:
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:  # cut short by a kill
+            break
+    return lines
+
+
+def alignment(rule: LearningRule, x: Any, y: Any) -> dict[str, float]:
+    """The figures of `rule` on one batch now, by name: see `Alignment`."""
+    return Alignment(rule, x, y).measure()

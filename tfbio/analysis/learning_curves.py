@@ -2,21 +2,19 @@
 
 The running training error is dashed, the error on held-out data solid; lines are means over seeds, bands 95 %
 intervals. Where runs measured the angle between their rule's gradient and backpropagation's, a panel below each shows
-it. The colours are Okabe and Ito's, which colour-blind readers tell apart; a rule has the same one in every panel.
+it. A rule has the same colour in every panel.
 """
 
-import io
 import math
 from collections.abc import Sequence
 
-from tfbio.analysis.runs import Run, estimate
+from tfbio.analysis.pictures import COLOURS, curve, draw, png
+from tfbio.analysis.runs import Run
 
 __all__ = ["learning_curves"]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("", "o", "s", "^", "v", "D")  # once the colours are used up
 _PANELS_ACROSS = 4
-_LARGEST_PICTURE = 200_000  # bytes: results are committed to repositories
 
 
 def learning_curves(runs: Sequence[Run]) -> bytes | None:
@@ -34,15 +32,13 @@ def learning_curves(runs: Sequence[Run]) -> bytes | None:
         return None
     lines = list(dict.fromkeys(line for panel in panels.values() for line in panel))
     looks = {
-        line: (_COLOURS[i % len(_COLOURS)], _MARKERS[i // len(_COLOURS) % len(_MARKERS)])
-        for i, line in enumerate(lines)
+        line: (COLOURS[i % len(COLOURS)], _MARKERS[i // len(COLOURS) % len(_MARKERS)]) for i, line in enumerate(lines)
     }
     with_angle = any("angle/total" in record for run in runs for record in run.metrics)
 
     # The object interface, not pyplot: no global state, no window system, nothing to close.
     from matplotlib.figure import Figure  # 0.5 s that a worker of a study need not spend
     from matplotlib.lines import Line2D
-    from PIL import Image
 
     across = min(len(panels), _PANELS_ACROSS)
     heights = [3.2, 1.9] if with_angle else [3.2]
@@ -71,13 +67,7 @@ def learning_curves(runs: Sequence[Run]) -> bytes | None:
         frameon=False,
         handlelength=2.8,
     )
-    for dpi in (110, 80, 55, 40, 25):
-        full, picture = io.BytesIO(), io.BytesIO()
-        figure.savefig(full, format="png", dpi=dpi)
-        Image.open(full).convert("RGB").quantize(128).save(picture, format="png", optimize=True)  # a third of the size
-        if picture.tell() < _LARGEST_PICTURE:
-            break
-    return picture.getvalue()
+    return png(figure)
 
 
 def _panels(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
@@ -94,41 +84,6 @@ def _panels(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
     return panels
 
 
-def _curve(runs: Sequence[Run], name: str, scale: float = 1.0) -> tuple[list, list, list, list]:
-    """Epochs, means and both ends of the interval (of no width where one seed alone has the epoch)."""
-    values: dict[int, list[float]] = {}
-    for run in runs:
-        # A run resumed from a checkpoint may have written an epoch twice: the later line holds.
-        latest = {record["epoch"]: record[name] for record in run.metrics if "epoch" in record and name in record}
-        for epoch, value in latest.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                values.setdefault(epoch, []).append(scale * value)
-    epochs = sorted(values)
-    estimates = [estimate(values[epoch]) for epoch in epochs]
-    low = [e.mean - (e.half_width or 0) for e in estimates]
-    high = [e.mean + (e.half_width or 0) for e in estimates]
-    return epochs, [e.mean for e in estimates], low, high
-
-
-def _draw(axis, curve: tuple, look: tuple[str, str], linestyle: str) -> None:
-    epochs, means, low, high = curve
-    if not epochs:
-        return
-    colour, marker = look
-    marker = marker or ("." if len(epochs) == 1 else "")  # one epoch is a point, which a line would not show
-    axis.plot(
-        epochs,
-        means,
-        color=colour,
-        linestyle=linestyle,
-        linewidth=1.3,
-        marker=marker,
-        markevery=max(1, len(epochs) // 8),
-        markersize=4,
-    )
-    axis.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
-
-
 def _draw_errors(axis, panel: dict[str, list[Run]], looks: dict) -> dict[str, None]:
     """Draws a panel's training and held-out figures; returns the legend's names of the held-out ones."""
     names = {name for runs in panel.values() for run in runs for record in run.metrics for name in record}
@@ -137,9 +92,9 @@ def _draw_errors(axis, panel: dict[str, list[Run]], looks: dict) -> dict[str, No
     seen: dict[str, list[float]] = {"--": [], "-": []}
     for line, runs in panel.items():
         for name, linestyle in ((figure, "--"), (f"{held_out}_{figure}", "-")):
-            curve = _curve(runs, name, scale)
-            _draw(axis, curve, looks[line], linestyle)
-            seen[linestyle] += [value for value in curve[1] if value > 0]
+            points = curve(runs, name, scale)
+            draw(axis, points, looks[line], linestyle)
+            seen[linestyle] += [value for value in points[1] if value > 0]
     positive = seen["--"] + seen["-"]
     if positive and max(positive) >= 10 * min(positive):
         # Training errors, which tend to zero, leave the picture downwards before they flatten the held-out ones.
@@ -156,9 +111,9 @@ def _draw_errors(axis, panel: dict[str, list[Run]], looks: dict) -> dict[str, No
 
 def _draw_angles(axis, panel: dict[str, list[Run]], looks: dict) -> None:
     for line, runs in panel.items():
-        curve = _curve(runs, "angle/total")
-        if curve[0]:
-            _draw(axis, curve, looks[line], "-")
+        points = curve(runs, "angle/total")
+        if points[0]:
+            draw(axis, points, looks[line])
             axis.set_visible(True)
     axis.set_xlabel("epoch")
     axis.set_ylabel("angle to backprop [°]")

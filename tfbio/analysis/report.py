@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tfbio.analysis.alignment_curves import alignment_curves
 from tfbio.analysis.learning_curves import learning_curves
 from tfbio.analysis.runs import Estimate, Run, collect, estimate
 
@@ -136,6 +137,8 @@ def csv(rows: Sequence[Row]) -> str:
 def report(directory: str | os.PathLike) -> str:
     """Writes `report.md`, `report.csv` and, once there are epochs to draw, `learning_curves.png` into a folder of runs.
 
+    Where all runs differ in their seed alone and measured their alignment, `alignment_curves.png` shows it by layer.
+
     Args:
         directory: as for `collect`.
 
@@ -156,10 +159,14 @@ def report(directory: str | os.PathLike) -> str:
     ]
     if failed:
         parts.append("Failed runs:\n\n" + "".join(failed))
-    picture = learning_curves(runs)
-    if picture is not None:
-        (directory / "learning_curves.png").write_bytes(picture)
-        parts.append("![Learning curves](learning_curves.png)\n")
+    pictures = {"Learning curves": learning_curves(runs)}
+    if len(rows) == 1:
+        pictures["Alignment curves"] = alignment_curves(runs)
+    for title, picture in pictures.items():
+        if picture is not None:
+            name = title.lower().replace(" ", "_") + ".png"
+            (directory / name).write_bytes(picture)
+            parts.append(f"![{title}]({name})\n")
     text = "\n".join(parts)
     (directory / "report.md").write_text(text, encoding="utf-8")
     (directory / "report.csv").write_text(csv(rows), encoding="utf-8")
@@ -175,7 +182,7 @@ def _figures(result: dict) -> dict[str, float]:
     best = result.get("best") or {}
     if best.get("test_error") is not None:
         figures[f"best_test_error/{best['selected_on']}"] = 100 * best["test_error"]
-    angle = (result.get("angle") or {}).get("total")
+    angle = (result.get("alignment") or {}).get("angle/total")
     if angle is not None:
         figures["angle"] = angle
     if result.get("train_seconds") is not None:

@@ -102,6 +102,18 @@ class LearningRule:
         """
         raise NotImplementedError(f"{type(self).__name__} must define `compute`.")
 
+    def pathways(self, x: tf.Tensor) -> list[tuple[str, tf.Tensor, tf.Tensor]]:
+        """What the rule's feedback stands in for, to measure how well it does.
+
+        Args:
+            x: inputs of a batch, `(batch, …)`.
+
+        Returns:
+            `(name, forward, feedback)`, two tensors of the same shape, for each part of the feedback pathway that is
+            not exact; none by default.
+        """
+        return []
+
     @property
     def forward_variables(self) -> list[keras.Variable]:
         """The variables of `Update.forward`, in its order."""

@@ -52,6 +52,34 @@ def project(error: tf.Tensor, projection: tf.Tensor, activations: tf.Tensor) -> 
     return tf.cast(tf.reshape(signal, tf.shape(activations)), activations.dtype)
 
 
+def mean_jacobians(stages: Sequence[keras.Model], x: tf.Tensor) -> list[tf.Tensor]:
+    r"""What error feedback would be exact, on average: $\frac1N \sum_b \partial a_L^{(b)} / \partial h_l^{(b)}$.
+
+    Args:
+        stages: the network's.
+        x: inputs of a batch, `(batch, …)`. Stages run as in inference.
+
+    Returns:
+        For each hidden stage, `(outputs, units)`; in a network without non-linearities, the product of the kernels
+        above it.
+    """
+
+    def row(unit: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            h, hidden = x, []
+            for stage in stages[:-1]:
+                h = stage(h, training=False)
+                tape.watch(h)
+                hidden.append(h)
+            outputs = stages[-1](h, training=False)
+            mean = tf.reduce_mean(tf.reshape(outputs, [tf.shape(outputs)[0], -1])[:, unit])
+        return [tf.reshape(tf.reduce_sum(gradient, 0), [-1]) for gradient in tape.gradient(mean, hidden)]
+
+    units = math.prod(stages[-1].output_shape[1:])
+    dtypes = [tf.as_dtype(stage.outputs[0].dtype) for stage in stages[:-1]]
+    return tf.map_fn(row, tf.range(units), fn_output_signature=dtypes) if dtypes else []
+
+
 @register
 class DirectFeedbackAlignment(LearningRule):
     """Every stage learns from the output error through its own fixed random projection.
@@ -137,6 +165,12 @@ class DirectFeedbackAlignment(LearningRule):
         error = self.loss.error(y, outputs)
         return tf.sign(error) if self.error == "sign" else error
 
+    def pathways(self, x: tf.Tensor) -> list[tuple[str, tf.Tensor, tf.Tensor]]:
+        """Each hidden stage's projection, and what it stands in for: the outputs' mean Jacobian by its units."""
+        names = [stage.layers[-1].name for stage in self.stages[:-1]]
+        projections = [projection.value for projection in self.projections]
+        return list(zip(names, mean_jacobians(self.stages, x), projections, strict=True))
+
     @property
     def variables(self) -> list[keras.Variable]:
         return self.projections
@@ -169,6 +203,9 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
 
     def broadcast(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         return self.loss.target(y, outputs)
+
+    def pathways(self, x: tf.Tensor) -> list[tuple[str, tf.Tensor, tf.Tensor]]:
+        return []  # targets are no errors: there is nothing that their projection should equal
 
     def get_config(self) -> dict[str, Any]:
         return {**self.feedback.get_config(), "cuts": self.cuts}

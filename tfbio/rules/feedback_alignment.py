@@ -59,6 +59,11 @@ class FeedbackRule(Backpropagation):
             layer.step = self.step
         return network
 
+    def pathways(self, x: tf.Tensor) -> list[tuple[str, tf.Tensor, tf.Tensor]]:
+        """Each kernel with its feedback; layers whose feedback is the kernel itself are left out."""
+        named = [(w.path, w, b) for layer in self.feedback_layers for w, b in layer.pairs if b is not w]
+        return [(name, tf.convert_to_tensor(w), tf.convert_to_tensor(b)) for name, w, b in named]
+
     @property
     def variables(self) -> list[keras.Variable]:
         own = {id(variable) for variable in self.model.variables}

@@ -145,7 +145,8 @@ class Trainer:
                 name (`val` for a single one) and an underscore in front.
             epochs: the total to reach. A second call with the same number does nothing.
             steps_per_epoch: for endless data.
-            callbacks: Keras callbacks. Batch hooks are called once a loop.
+            callbacks: Keras callbacks. Batch hooks are called once a loop; a callback with an attribute `every_steps`
+                sees the end of a loop after every so many steps.
             checkpoints: where and when to save; also makes Ctrl-C and SIGTERM save and then stop.
             verbose: print a line an epoch, and a bar on a terminal.
 
@@ -159,6 +160,8 @@ class Trainer:
         """
         feed = self._feed(data, steps_per_epoch)
         loop = self._loops.training(feed)
+        callbacks = list(callbacks)
+        stops = [part.every_steps for part in (checkpoints, *callbacks) if getattr(part, "every_steps", None)]
         if validation_data is not None and not isinstance(validation_data, Mapping):
             validation_data = {"val": validation_data}
         for split in (validation_data or {}).values():
@@ -173,7 +176,7 @@ class Trainer:
             while (epoch := int(self.step.numpy()) // feed.steps_per_epoch) < epochs and not model.stop_training:
                 started = time.monotonic()
                 hooks.on_epoch_begin(epoch)
-                self._train_epoch(feed, loop, epoch, hooks, checkpoints, received)
+                self._train_epoch(feed, loop, epoch, hooks, stops, checkpoints, received)
                 logs = {"step": int(self.step.numpy()), **self.averages.result()}
                 self.averages.reset()
                 for name, split in (validation_data or {}).items():
@@ -186,17 +189,15 @@ class Trainer:
         hooks.on_train_end()
         return next(c for c in hooks.callbacks if isinstance(c, keras.callbacks.History))
 
-    def _train_epoch(self, feed, loop, epoch, hooks, checkpoints, received) -> None:
+    def _train_epoch(self, feed, loop, epoch, hooks, stops, checkpoints, received) -> None:
         """The rest of an epoch, loop by loop."""
         first = int(self.step.numpy()) % feed.steps_per_epoch
         handle = feed.open(epoch, first)
         count, last = 1, feed.steps_per_epoch
         while first < last:
-            count = min(count, last - first)
-            if checkpoints is not None and checkpoints.every_steps:
-                count = min(count, checkpoints.every_steps - int(self.step.numpy()) % checkpoints.every_steps)
-            if self._steps_per_loop != "auto":
-                count = min(self._steps_per_loop, last - first)
+            count = count if self._steps_per_loop == "auto" else self._steps_per_loop
+            step = int(self.step.numpy())
+            count = min(count, last - first, *(every - step % every for every in stops))
             hooks.on_train_batch_begin(first)
             started = time.monotonic()
             try:
