@@ -1,8 +1,21 @@
 """tfbio trains plain Keras models with learning rules other than backpropagation."""
 
 from tfbio import data, feedback, layers, losses, models, rules
+from tfbio.inverses import inverse
 from tfbio.network import stages, with_feedback
 from tfbio.training import Learner, Trainer
 
 __version__ = "0.1.0"
-__all__ = ["Learner", "Trainer", "data", "feedback", "layers", "losses", "models", "rules", "stages", "with_feedback"]
+__all__ = [
+    "Learner",
+    "Trainer",
+    "data",
+    "feedback",
+    "inverse",
+    "layers",
+    "losses",
+    "models",
+    "rules",
+    "stages",
+    "with_feedback",
+]

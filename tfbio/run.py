@@ -40,7 +40,7 @@ class Run:
         model: the network: called with `input_shape` and `classes`, returns a plain Keras model with logits out.
         rule: a `tfbio.rules` rule, name or config, or a function that makes one.
         optimizer: for the model's variables: a name or config, or a function that makes one.
-        feedback_optimizer: for feedback variables that learn; None for `optimizer` itself.
+        feedback_optimizer: for feedback variables that learn; None as for `Trainer`.
         loss: a `tfbio.losses` loss, name or config.
         epochs: passes over the training data, in all.
         batch_size: examples in a global batch.
@@ -124,13 +124,14 @@ class _Assembly:
     def describe(self) -> dict[str, Any]:
         """What makes this run what it is: another run may not go on in its directory."""
         trainer = self.trainer
-        optimizer = keras.saving.serialize_keras_object(trainer.optimizer)
+        optimizers = {"optimizer": trainer.optimizer, "feedback_optimizer": trainer.feedback_optimizer}
+        optimizers = {name: keras.saving.serialize_keras_object(o) for name, o in optimizers.items() if o is not None}
         description = {
             "dataset": {"set": self.info.name, "examples": self.info.examples, "shape": list(self.info.shape)},
             "preprocessing": self.info.preprocessing.get_config(),
             "model": [[variable.path.partition("/")[2], list(variable.shape)] for variable in trainer.model.variables],
             "rule": {"class_name": type(trainer.rule).__name__, **trainer.rule.get_config()},
-            "optimizer": {"class_name": optimizer["class_name"], **optimizer["config"]},
+            **{name: {"class_name": o["class_name"], **o["config"]} for name, o in optimizers.items()},
             "loss": type(trainer.loss).__name__,
             "batch_size": self.run.batch_size,
             "seed": self.run.seed,

@@ -7,6 +7,8 @@
 | `usf`, `brsf`, `frsf` | `SignSymmetry` | Liao et al. 2016, Xiao et al. 2018, Moskovitz et al. 2018 |
 | `kp` | `KolenPollack` | Kolen & Pollack 1994, Akrout et al. 2019 |
 | `dfa` | `DirectFeedbackAlignment` | Nøkland 2016 |
+| `tp`, `dtp` | `TargetPropagation`, `DifferenceTargetPropagation` | Lee et al. 2015 |
+| `sdtp`, `ao_sdtp` | `SimplifiedDifferenceTargetPropagation`, `AuxiliaryOutputSDTP` | Bartunov et al. 2018 |
 | `drtp` | `DirectRandomTargetProjection` | Frenkel et al. 2021 |
 """
 
@@ -16,10 +18,18 @@ from tfbio.rules.backpropagation import Backpropagation
 from tfbio.rules.base import LearningRule, Update
 from tfbio.rules.direct_feedback_alignment import DirectFeedbackAlignment, DirectRandomTargetProjection
 from tfbio.rules.feedback_alignment import FeedbackAlignment, FeedbackRule, KolenPollack, SignSymmetry
+from tfbio.rules.target_propagation import (
+    AuxiliaryOutputSDTP,
+    DifferenceTargetPropagation,
+    SimplifiedDifferenceTargetPropagation,
+    TargetPropagation,
+)
 from tfbio.serialization import resolve
 
 __all__ = [
+    "AuxiliaryOutputSDTP",
     "Backpropagation",
+    "DifferenceTargetPropagation",
     "DirectFeedbackAlignment",
     "DirectRandomTargetProjection",
     "FeedbackAlignment",
@@ -27,6 +37,8 @@ __all__ = [
     "KolenPollack",
     "LearningRule",
     "SignSymmetry",
+    "SimplifiedDifferenceTargetPropagation",
+    "TargetPropagation",
     "Update",
     "get",
 ]
@@ -36,6 +48,10 @@ _NAMES = {
     "fa": FeedbackAlignment,
     "dfa": DirectFeedbackAlignment,
     "drtp": DirectRandomTargetProjection,
+    "tp": TargetPropagation,
+    "dtp": DifferenceTargetPropagation,
+    "sdtp": SimplifiedDifferenceTargetPropagation,
+    "ao_sdtp": AuxiliaryOutputSDTP,
     "kp": KolenPollack,
     "usf": SignSymmetry,
     "brsf": {"class_name": "SignSymmetry", "config": {"magnitude": "batch"}},

@@ -53,6 +53,9 @@ class LearningRule:
             is a stateless function of it.
     """
 
+    #: Which groups of variables ("forward", "feedback") learn together, phase by phase. Most rules have one phase.
+    phases: tuple[tuple[str, ...], ...] = (("forward", "feedback"),)
+
     def __init__(self):
         self.model: keras.Model | None = None
         self.loss: losses.Loss | None = None
@@ -113,6 +116,19 @@ class LearningRule:
             not exact; none by default.
         """
         return []
+
+    def phase(self, epoch: tf.Tensor) -> tf.Tensor:
+        """The number of this step's phase in `phases`: a function of `epoch` and `step` alone, so that it resumes.
+
+        Only the optimizers of the phase's groups take a step; the others keep their variables and moments untouched.
+
+        Args:
+            epoch: number of the epoch, from 0, an integer scalar.
+
+        Returns:
+            int32 scalar. Asked for only if there is more than one phase.
+        """
+        return tf.zeros((), tf.int32)
 
     @property
     def forward_variables(self) -> list[keras.Variable]:

@@ -44,6 +44,12 @@ class Learner(keras.Model):
         """
         if self.rule.model is not None:
             self.rule = type(self.rule).from_config(self.rule.get_config())
+        if len(self.rule.phases) > 1:
+            raise ValueError(
+                f"Invalid value for `rule`: expected one whose variables all learn at every step, for Keras's loop tells "
+                f"a step nothing of epochs, received a {type(self.rule).__name__} whose groups take turns. Use "
+                "tfbio.Trainer, or schedule='parallel'."
+            )
         self.rule.build(self.model, losses.get(loss))
         super().compile(optimizer=optimizer, loss=None, metrics=None, **kwargs)
         self._trackers = {"loss": keras.metrics.Mean(name="loss")}

@@ -5,8 +5,11 @@ ends early at the step whose loss is not finite.
 
 Without a strategy the whole step is compiled by XLA: gradients, optimizer and averages. A strategy's optimizer steps
 meet the other replicas outside the compiled code, so there, one replica or more, only the rule's computation is.
+
+A rule whose groups of variables take turns has a step for each phase; what only the others need is not computed.
 """
 
+import functools
 from typing import Any
 
 import keras
@@ -71,8 +74,8 @@ class Loops:
             self._made[key] = make(feed)
         return self._made[key]
 
-    def _compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor) -> tuple:
-        """The rule's update as tensors alone: gradients in the order of the rule's variables."""
+    def _compute(self, phase: tuple[str, ...], x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor) -> tuple:
+        """The rule's update as tensors alone: gradients of the phase's groups, in the order of the rule's variables."""
         update = self._rule.compute(x, y, weights)
         for pairs, variables in (
             (update.forward, self._rule.forward_variables),
@@ -83,41 +86,65 @@ class Loops:
                     f"{type(self._rule).__name__}.compute must return one gradient for each of its variables, in their "
                     f"order; expected {[v.path for v in variables]}, received {[v.path for _, v in pairs]}."
                 )
-        gradients = [gradient for gradient, _ in update.forward]
-        return update.outputs, update.loss, gradients, [gradient for gradient, _ in update.feedback]
+        gradients = {group: [gradient for gradient, _ in getattr(update, group)] for group in phase}
+        return update.outputs, update.loss, gradients
 
     def _train(self, compute: Any, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor, importance: tf.Tensor) -> tf.Tensor:
         x = self.prepare(x)
         # Loss scaling, where float16 needs it, is a factor on every example: updates are linear in the weights.
         scaled = self._optimizer.scale_loss(weights)
-        outputs, loss, gradients, feedback = compute(x, y, scaled)
+        outputs, loss, gradients = compute(x, y, scaled)
         # No update before every gradient is there: the graph optimizer drops the order of a read and a later write of
         # feedback weights that learn, where no data tie the two.
-        with tf.control_dependencies([*gradients, *feedback]):
-            gradients, feedback = [tf.identity(g) for g in gradients], [tf.identity(g) for g in feedback]
+        with tf.control_dependencies(tf.nest.flatten(gradients)):
+            gradients = tf.nest.map_structure(tf.identity, gradients)
         unscaled = tf.cast(loss, tf.float32) * tf.math.divide_no_nan(tf.reduce_sum(weights), tf.reduce_sum(scaled))
-        groups = [(self._optimizer, gradients, self._rule.forward_variables)]
-        groups.append((self._feedback_optimizer, feedback, self._rule.feedback_variables))
-        if self._feedback_optimizer is None:
-            groups = [(self._optimizer, [*gradients, *feedback], groups[0][2] + groups[1][2])]
-        for optimizer, gradients, variables in groups:
+        for optimizer, gradients, variables in self._steps(gradients):
             optimizer.apply(globally_clipped(optimizer, gradients, self._replicas), variables)
         self._averages.add(y, outputs, importance)
         return unscaled
 
+    def _steps(self, gradients: dict[str, list[tf.Tensor]]) -> list[tuple]:
+        """`(optimizer, gradients, variables)` for each optimizer that takes a step."""
+        variables = {"forward": self._rule.forward_variables, "feedback": self._rule.feedback_variables}
+        if self._feedback_optimizer is None:
+            groups = [(self._optimizer, list(gradients))]
+        else:
+            gradients = {**gradients, "feedback": self._rescaled(gradients.get("feedback", []))}
+            groups = [(self._optimizer, ["forward"]), (self._feedback_optimizer, ["feedback"])]
+        steps = [
+            (optimizer, sum((gradients.get(g, []) for g in names), []), sum((variables[g] for g in names), []))
+            for optimizer, names in groups
+        ]
+        return [step for step in steps if step[1]]
+
+    def _rescaled(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Gradients under the first optimizer's loss scale, under the second's: each adapts its own."""
+        factor = self._feedback_optimizer.scale_loss(1.0) / self._optimizer.scale_loss(1.0)
+        if not tf.is_tensor(factor) and factor == 1.0:
+            return gradients
+        return [gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]
+
     def _evaluate(self, x: tf.Tensor, y: tf.Tensor, importance: tf.Tensor) -> None:
         self._evaluation.add(y, self._rule.model(self.prepare(x), training=False), importance)
 
-    def _training(self, feed: Any) -> Any:
-        compute, train = self._compute, self._train
+    def _step(self, phase: tuple[str, ...]) -> Any:
+        """A step `(x, y, weights, importance) -> loss` in which the groups of a phase learn."""
+        compute, train = functools.partial(self._compute, phase), self._train
         if self._jit_compute:
             compute = tf.function(compute, jit_compile=True)
 
         def step(x, y, weights, importance):
             return train(compute, x, y, weights, importance)
 
-        if self._jit_step:
-            step = tf.function(step, jit_compile=True)
+        return tf.function(step, jit_compile=True) if self._jit_step else step
+
+    def _training(self, feed: Any) -> Any:
+        steps = [self._step(phase) for phase in self._rule.phases]
+
+        def run(step, arguments):
+            shares = self._strategy.run(lambda *given: step(*feed.unpack(*given)), arguments)
+            return self._strategy.reduce("sum", shares, axis=None)
 
         @tf.function
         def loop(handle, epoch, first, count):
@@ -125,8 +152,8 @@ class Loops:
             index = first
             while tf.logical_and(index < first + count, tf.math.is_finite(loss)):
                 arguments = feed.take(handle, epoch, index)
-                shares = self._strategy.run(lambda *given: step(*feed.unpack(*given)), arguments)
-                loss = self._strategy.reduce("sum", shares, axis=None)
+                branches = [functools.partial(run, step, arguments) for step in steps]
+                loss = branches[0]() if len(steps) == 1 else tf.switch_case(self._rule.phase(epoch), branches)
                 self._rule.step.assign_add(1)
                 index += 1
             return loss

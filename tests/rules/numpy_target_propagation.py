@@ -1,0 +1,133 @@
+"""Target propagation in NumPy, float64, written from the equations: what tests compare the rules with.
+
+A layer is a list of triplets (input unit, output unit, entry of the kernel), so that dense layers, convolutions and
+their transposes are one and the same thing: `y[o] = Σ x[i] kernel[k] + bias`.
+"""
+
+import itertools
+
+import numpy as np
+
+
+def dense_triplets(inputs, outputs):
+    i, o = map(np.ravel, np.mgrid[:inputs, :outputs])
+    return i, o, i * outputs + o
+
+
+def convolution_triplets(shape, size, stride, padding, filters):
+    """Of a convolution `(height, width, channels)` → `(height', width', filters)`, by loops."""
+    height, width, channels = shape
+    if padding == "same":
+        out = [-(-length // stride) for length in shape[:2]]
+        before = [max((o - 1) * stride + size - length, 0) // 2 for o, length in zip(out, shape[:2], strict=True)]
+    else:
+        out, before = [(length - size) // stride + 1 for length in shape[:2]], [0, 0]
+    triplets = []
+    for row, column, a, b in itertools.product(range(out[0]), range(out[1]), range(size), range(size)):
+        y, x = row * stride + a - before[0], column * stride + b - before[1]
+        if not (0 <= y < height and 0 <= x < width):
+            continue
+        for c, f in itertools.product(range(channels), range(filters)):
+            triplets.append(
+                (
+                    (y * width + x) * channels + c,
+                    (row * out[1] + column) * filters + f,
+                    ((a * size + b) * channels + c) * filters + f,
+                )
+            )
+    return (*np.array(triplets).T, (*out, filters))
+
+
+class Layer:
+    """`s(x ∗ kernel + bias)` on flat vectors; `channels` output units in a row have biases of their own."""
+
+    def __init__(self, triplets, inputs, outputs, channels, activation):
+        self.i, self.o, self.k = triplets
+        self.inputs, self.outputs, self.activation = inputs, outputs, activation
+        self.biases = np.arange(outputs) % channels
+        self.kernel = self.bias = None
+
+    def __call__(self, x):
+        matrix = np.zeros((self.inputs, self.outputs))
+        np.add.at(matrix, (self.i, self.o), self.kernel.ravel()[self.k])
+        self.matrix = matrix
+        a = x @ matrix + self.bias[self.biases]
+        return np.tanh(a) if self.activation == "tanh" else a
+
+    def gradients(self, x, y, signal):
+        """For the error `signal` at the output `y = self(x)`."""
+        delta = signal * (1 - y**2) if self.activation == "tanh" else signal
+        outer, kernel, bias = x.T @ delta, np.zeros(self.kernel.size), np.zeros(self.bias.size)
+        np.add.at(kernel, self.k, outer[self.i, self.o])
+        np.add.at(bias, self.biases, delta.sum(0))
+        return [kernel.reshape(self.kernel.shape), bias]
+
+
+def softmax(a):
+    exponentials = np.exp(a - a.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+class Network:
+    """Layers, inverses (None where there is none) and the projection of AO-SDTP.
+
+    `kind` is "tp", "dtp", "sdtp" or "ao_sdtp"; further options are those of the rules.
+    """
+
+    def __init__(self, kind, layers, inverses, projection=None, **options):
+        self.kind, self.layers, self.inverses, self.projection = kind, layers, inverses, projection
+        self.options = options
+        self.predict = softmax if options.get("loss") != "mean_squared_error" else lambda a: a
+
+    def forward(self, x):
+        h = [x]
+        for layer in self.layers:
+            h.append(layer(h[-1]))
+        return [*h[:-1], self.predict(h[-1])]
+
+    def seen(self, number, h):
+        """What inverse `number` gets when its stage's input is `h`."""
+        y = self.layers[number](h)
+        if number < len(self.layers) - 1:
+            return y
+        y = self.predict(y)
+        return np.hstack([y, np.tanh(h @ self.projection)]) if self.kind == "ao_sdtp" else y
+
+    def targets(self, x, target):
+        h, last = self.forward(x), len(self.layers)
+        g = lambda number, u: self.inverses[number - 1](u)  # noqa: E731  g(l, ·) inverts stage l
+        t = {last: target}
+        if self.kind == "dtp":
+            step = self.options["target_step"] / (len(x) if self.options["target_reduction"] == "batch" else 1)
+            self.layers[-1](h[-2])
+            t[last - 1] = h[last - 1] - step * (h[last] - target) @ self.layers[-1].matrix.T
+        elif self.kind == "ao_sdtp":
+            z = np.tanh(h[last - 1] @ self.projection)
+            t[last - 1] = h[last - 1] - g(last, np.hstack([h[last], z])) + g(last, np.hstack([target, z]))
+        elif self.kind == "sdtp":
+            t[last - 1] = h[last - 1] - g(last, h[last]) + g(last, target)
+        else:
+            t[last - 1] = g(last, target)
+        for l in range(last - 2, 0, -1):
+            t[l] = g(l + 1, t[l + 1])
+            if self.kind != "tp":
+                t[l] = h[l] + t[l] - g(l + 1, h[l + 1])
+        return [(h[l], t[l]) for l in range(1, last + 1)]
+
+    def gradients(self, x, target, weights, noise):
+        """Of all layers, then of all inverses; `noise[number]` is standard normal, the shape of the stage's input."""
+        h, w = self.forward(x), weights[:, None]
+        units = lambda a: 1 if self.options["reduction"] == "sum" else a.shape[1]  # noqa: E731
+        forward, feedback = [], []
+        for number, ((y, t), layer) in enumerate(zip(self.targets(x, target), self.layers, strict=True)):
+            signal = w * (y - t) if layer is self.layers[-1] else 2 * w * (y - t) / units(y)
+            forward += layer.gradients(h[number], y, signal)
+        for number, g in enumerate(self.inverses):
+            if g is None:
+                continue
+            noisy = h[number] + self.options["noise"] * noise[number]
+            u = self.seen(number, noisy)
+            wanted = noisy if self.options["reconstruction"] == "preserve" else h[number]
+            r = g(u)
+            feedback += g.gradients(u, r, 2 * w * (r - wanted) / units(r))
+        return forward, feedback

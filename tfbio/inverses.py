@@ -1,0 +1,243 @@
+r"""Inverses: the mirror image of a stage, with weights of its own.
+
+Target propagation sends targets down through learned inverses $g_l$ of the stages $f_l$,
+
+$$ g_l(u) = r_l(V_l u + c_l) \approx h_{l-1} \quad\text{where } u = f_l(h_{l-1}), $$
+
+"parametrised similarly" to the stage (Bartunov et al. 2018): its layers in reverse, each from its output's shape to its
+input's, with fresh weights $V_l, c_l$ and, as $r_l$, the activation of what lies below: a tanh layer's inverse returns
+values of the tanh layer below it.
+
+| layer | its mirror |
+|---|---|
+| `Dense` | `Dense` |
+| `Conv1D`, `Conv2D`, `Conv3D` | `Conv…Transpose` of the same kernel, strides and padding, to the exact input shape |
+| `Flatten`, `Reshape` | `Reshape` |
+| `MaxPooling2D`, `AveragePooling2D` | with `pooling="upsample"`: each value repeated over its window; else an error |
+| normalisation | nothing: it is affine in each unit, and $V_l, c_l$ learn to undo it |
+| activations, dropout | nothing: the next mirror's own activation takes their place |
+
+`mirrors` adds a layer class to the table. A stage that the table does not cover, or that branches, gets an inverse of
+your own: any Keras model from the stage's output shape to its input shape.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from tfbio.graph import Node, check_graph, inlined, nodes
+
+__all__ = ["inverse", "mirrors", "output_activation"]
+
+_LAYERS = keras.layers
+_NORMALIZATION = (
+    _LAYERS.BatchNormalization,
+    _LAYERS.GroupNormalization,
+    _LAYERS.LayerNormalization,
+    _LAYERS.Normalization,
+    _LAYERS.RMSNormalization,
+)
+_POOLING = (_LAYERS.MaxPooling2D, _LAYERS.AveragePooling2D)
+_SHAPING = (_LAYERS.Flatten, _LAYERS.Reshape)
+_DROPOUT = (
+    _LAYERS.Dropout,
+    _LAYERS.GaussianDropout,
+    _LAYERS.GaussianNoise,
+    _LAYERS.SpatialDropout1D,
+    _LAYERS.SpatialDropout2D,
+)
+_ACTIVATIONS = (_LAYERS.Activation, _LAYERS.ELU, _LAYERS.LeakyReLU, _LAYERS.PReLU, _LAYERS.ReLU)
+
+_CROPPING = {1: _LAYERS.Cropping1D, 2: _LAYERS.Cropping2D, 3: _LAYERS.Cropping3D}
+
+#: Layer class → function that mirrors one layer; see `mirrors`.
+_MIRRORS: dict[type, Callable] = {}
+
+
+def mirrors(*classes: type) -> Callable[[Callable], Callable]:
+    """A decorator: the function below mirrors layers of these classes.
+
+    The function is called as `function(layer, inputs, shape, activation, options)` with the layer to mirror, the Keras
+    tensor that stands for its output, the layer's input shape without the batch axis, the activation that what it
+    returns shall have, and the keyword arguments of `inverse`. It returns a Keras tensor of that shape.
+    """
+
+    def add(function: Callable) -> Callable:
+        _MIRRORS.update(dict.fromkeys(classes, function))
+        return function
+
+    return add
+
+
+def inverse(
+    stage: keras.Model,
+    activation: Any = None,
+    *,
+    kernel_size: int | Sequence[int] | None = None,
+    fully_connected: bool = False,
+    pooling: str | None = None,
+    kernel_initializer: Any = "glorot_uniform",
+    extra_units: int = 0,
+) -> keras.Model:
+    """The mirror image of a stage: a new model from its output's shape to its input's, with weights of its own.
+
+    Args:
+        stage: a chain of layers, as `tfbio.stages` returns them.
+        activation: of the inverse's output, for `keras.activations.get`: that of the stage below, whose values it
+            returns (`output_activation`).
+        kernel_size: of the mirrors of convolutions; larger than the convolution's for a larger receptive field. None
+            for the same.
+        fully_connected: one dense layer for the whole stage, whatever its layers are.
+        pooling: `"upsample"` to mirror pooling by repeating each value over its window; None refuses it.
+        kernel_initializer: of all kernels.
+        extra_units: units that come beside the stage's output, along its last axis (AO-SDTP's auxiliary output).
+
+    Returns:
+        A built model from `(batch, *stage output)` to `(batch, *stage input)`. Its weights have the dtype of the stage's
+        and it computes in that dtype under mixed precision too: targets are small differences of its values.
+
+    Raises:
+        ValueError: the stage has a layer without a mirror, branches, or has no fixed shapes.
+    """
+    check_graph(stage)
+    stage = inlined(stage)
+    shape, output = stage.input_shape[1:], stage.output_shape[1:]
+    if None in shape or None in output:
+        raise ValueError(
+            f"Invalid value for `stage`: expected fixed shapes, received {stage.input_shape} → {stage.output_shape} at "
+            f"{stage.name!r}. Give the model a fixed input shape."
+        )
+    dtype = next((layer.variable_dtype for layer in stage.layers if layer.weights), keras.config.floatx())
+    options = {
+        "kernel_size": kernel_size,
+        "pooling": pooling,
+        "kernel_initializer": kernel_initializer,
+        "dtype": dtype,
+    }
+    inputs = keras.Input((*output[:-1], output[-1] + extra_units), dtype=dtype)
+    if fully_connected:
+        result = _LAYERS.Flatten(dtype=dtype)(inputs) if len(output) > 1 else inputs
+        result = _dense(None, result, (math.prod(shape),), activation, options)
+    else:
+        result, calls = inputs, _chain(stage)
+        for position in reversed(range(len(calls))):
+            below = _last_activation(calls[:position], activation)
+            result = _mirror(calls[position], result, below, options)
+    if result.shape[1:] != shape:
+        result = _LAYERS.Reshape(shape, dtype=dtype)(result)
+    return keras.Model(inputs, result, name=f"{stage.name}_inverse")
+
+
+def output_activation(stage: keras.Model) -> Any:
+    """The activation that makes the stage's output, looking through reshaping, pooling and dropout; None for none."""
+    return _last_activation(nodes(inlined(stage)), None)
+
+
+def _last_activation(calls: Sequence[Node], before: Any) -> Any:
+    """The activation that the values behind `calls` come from; `before` if the calls only move values about."""
+    for call in reversed(calls):
+        layer = call.layer
+        if isinstance(layer, (*_SHAPING, *_DROPOUT, *_POOLING)):
+            continue
+        if isinstance(layer, _ACTIVATIONS) and not hasattr(layer, "activation"):
+            return None if layer.weights else layer
+        return getattr(layer, "activation", None)
+    return before
+
+
+def _chain(stage: keras.Model) -> list[Node]:
+    """The stage's calls, each of which feeds the next and nothing else."""
+    calls = nodes(stage)
+    for call, above in zip(calls, [*calls[1:], None], strict=True):
+        if len(call.inputs) != 1 or (above is not None and above.inputs[0] is not call.outputs[0]):
+            raise ValueError(
+                f"Invalid value for `stage`: expected a chain of layers, received {stage.name!r}, which branches at "
+                f"{call.layer.name!r}. Pass an inverse of your own: a function of the stage that returns a Keras model "
+                f"from {stage.output_shape} to {stage.input_shape}."
+            )
+    return calls
+
+
+def _mirror(call: Node, inputs: Any, activation: Any, options: dict[str, Any]) -> Any:
+    """`call`'s layer in reverse."""
+    layer, shape = call.layer, tuple(call.inputs[0].shape[1:])
+    for cls, function in _MIRRORS.items():
+        if isinstance(layer, cls):
+            return function(layer, inputs, shape, activation, options)
+    known = sorted(cls.__name__ for cls in _MIRRORS)
+    raise ValueError(
+        f"Invalid value for `stage`: no mirror is known for layer {layer.name!r} ({type(layer).__name__}). Those of "
+        f"{', '.join(known)} are; fully_connected=True takes any stage, tfbio.inverses.mirrors adds a class, and an "
+        "inverse of your own is any Keras model."
+    )
+
+
+@mirrors(_LAYERS.Dense)
+def _dense(layer: Any, inputs: Any, shape: tuple, activation: Any, options: dict[str, Any]) -> Any:
+    settings = {name: options[name] for name in ("kernel_initializer", "dtype")}
+    return _LAYERS.Dense(shape[-1], activation, **settings)(inputs)
+
+
+def _convolution(
+    transpose: type, layer: Any, inputs: Any, shape: tuple, activation: Any, options: dict[str, Any]
+) -> Any:
+    if layer.groups != 1 or set(layer.dilation_rate) != {1} or layer.data_format != "channels_last":
+        raise ValueError(
+            f"Invalid value for `stage`: the mirror of convolutions takes one group, no dilation and channels last; "
+            f"layer {layer.name!r} has groups={layer.groups}, dilation_rate={layer.dilation_rate}, "
+            f"data_format={layer.data_format!r}. Pass fully_connected=True or an inverse of your own."
+        )
+    size = options["kernel_size"]
+    size = layer.kernel_size if size is None else (size,) * layer.rank if isinstance(size, int) else tuple(size)
+    lengths = list(zip(shape[:-1], inputs.shape[1:-1], layer.strides, size, strict=True))
+    if layer.padding == "same":
+        reached = [(count - 1) * stride + k % 2 for _, count, stride, k in lengths]
+    else:
+        reached = [(count - 1) * stride + k for _, count, stride, k in lengths]
+    extra = tuple(max(wanted - length, 0) for (wanted, *_), length in zip(lengths, reached, strict=True))
+    if layer.padding == "same" and extra == tuple(layer.strides):
+        extra = None  # Keras's own choice, which it takes by no other name
+    settings = {name: options[name] for name in ("kernel_initializer", "dtype")}
+    result = transpose(
+        shape[-1], size, layer.strides, layer.padding, output_padding=extra, activation=activation, **settings
+    )(inputs)
+    excess = [length - wanted for (wanted, *_), length in zip(lengths, reached, strict=True)]
+    if any(length > 0 for length in excess):  # a wider kernel reaches beyond the image
+        crops = [(length // 2, length - length // 2) if length > 0 else (0, 0) for length in excess]
+        result = _CROPPING[layer.rank](crops if layer.rank > 1 else crops[0], dtype=options["dtype"])(result)
+    return result
+
+
+mirrors(_LAYERS.Conv1D)(functools.partial(_convolution, _LAYERS.Conv1DTranspose))
+mirrors(_LAYERS.Conv2D)(functools.partial(_convolution, _LAYERS.Conv2DTranspose))
+mirrors(_LAYERS.Conv3D)(functools.partial(_convolution, _LAYERS.Conv3DTranspose))
+
+
+@mirrors(*_SHAPING)
+def _reshape(layer: Any, inputs: Any, shape: tuple, activation: Any, options: dict[str, Any]) -> Any:
+    return _LAYERS.Reshape(shape, dtype=options["dtype"])(inputs)
+
+
+@mirrors(*_POOLING)
+def _upsampling(layer: Any, inputs: Any, shape: tuple, activation: Any, options: dict[str, Any]) -> Any:
+    if options["pooling"] != "upsample":
+        raise ValueError(
+            f"Invalid value for `pooling`: layer {layer.name!r} pools, which has no inverse; expected 'upsample' "
+            f"(repeat each value over its window), received {options['pooling']!r}. Bartunov et al. 2018 stride "
+            "instead of pooling."
+        )
+    result = _LAYERS.UpSampling2D(layer.strides, dtype=options["dtype"])(inputs)
+    excess = [(have - want) for have, want in zip(result.shape[1:3], shape[:2], strict=True)]
+    if any(have > 0 for have in excess):
+        result = _LAYERS.Cropping2D([(0, max(have, 0)) for have in excess], dtype=options["dtype"])(result)
+    if any(have < 0 for have in excess):
+        result = _LAYERS.ZeroPadding2D([(0, max(-have, 0)) for have in excess], dtype=options["dtype"])(result)
+    return result
+
+
+@mirrors(*_NORMALIZATION, *_ACTIVATIONS, *_DROPOUT)
+def _nothing(layer: Any, inputs: Any, shape: tuple, activation: Any, options: dict[str, Any]) -> Any:
+    return inputs
