@@ -8,6 +8,7 @@ A run directory holds `run.json` (what the run is), `metrics.jsonl` (a line an e
 """
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -45,7 +46,7 @@ class Run:
         epochs: passes over the training data, in all.
         batch_size: examples in a global batch.
         seed: of weights, feedback, the order of examples and augmentation.
-        strategy: `"one_device"` or `"mirrored"`.
+        strategy: `"one_device"`, `"mirrored"` or `"multi_worker"`: see `tfbio.training.strategies`.
         jit_compile: compile with XLA: True, False or "auto".
         precision: Keras's dtype policy: "float32", "mixed_bfloat16", "mixed_float16", "float64".
         evaluate_on: splits to evaluate after every epoch, of "validation" and "test".
@@ -97,10 +98,10 @@ class _Assembly:
 
     def __init__(self, run: Run):
         self.run = run
+        strategy = make_strategy(run.strategy)  # first: several workers must meet before any of them computes
         keras.config.set_dtype_policy(run.precision)
         keras.utils.set_random_seed(run.seed)
         self.train_data, self.info = run.load(split="train", batch_size=run.batch_size, seed=run.seed)
-        strategy = make_strategy(run.strategy)
         with strategy.scope():
             model = run.model(input_shape=self.info.shape, classes=self.info.classes)
             self.trainer = Trainer(
@@ -129,7 +130,7 @@ class _Assembly:
         description = {
             "dataset": {"set": self.info.name, "examples": self.info.examples, "shape": list(self.info.shape)},
             "preprocessing": self.info.preprocessing.get_config(),
-            "model": [[variable.path.partition("/")[2], list(variable.shape)] for variable in trainer.model.variables],
+            "model": [[variable.name, list(variable.shape)] for variable in trainer.model.variables],
             "rule": {"class_name": type(trainer.rule).__name__, **trainer.rule.get_config()},
             **{name: {"class_name": o["class_name"], **o["config"]} for name, o in optimizers.items()},
             "loss": type(trainer.loss).__name__,
@@ -169,7 +170,8 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
         on_built: called once everything is built and the directory is this run's, before the first step.
 
     Returns:
-        The content of `result.json`.
+        The content of `result.json`. Every one of several workers calls this, on a directory that all of them see, and
+        gets the same; the first alone writes.
 
     Raises:
         WorkdirError: the directory holds a run with other settings.
@@ -179,26 +181,31 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     started = time.monotonic()
     folder = Path(workdir)
     parts = _Assembly(run)
-    claim(folder, parts.describe())
-    if on_built is not None:
-        on_built()
     trainer = parts.trainer
+    chief = trainer.workers.chief
+    quiet = quiet or not chief
+    claim(folder, parts.describe(), write=chief)
+    if on_built is not None and chief:
+        on_built()
     checkpoints = Checkpoints(str(folder / "checkpoints"), run.checkpoint_steps, run.checkpoint_seconds)
     step = trainer.restore(checkpoints)
     result = read_json(folder / "result.json")
+    trainer.workers.agree(0)  # all have read what the chief changes from here on
     if result is not None and result["epochs"] >= run.epochs:
         return result
     if step and not quiet:
         print(f"going on from step {step} ({checkpoints.last})", flush=True)
-    (folder / "result.json").unlink(missing_ok=True)
+    if chief:
+        (folder / "result.json").unlink(missing_ok=True)
 
     held_out = {"val" if name == "validation" else name: parts.split(name) for name in run.evaluate_on}
     held_out = {name: split for name, split in held_out.items() if split is not None}
-    measures = _alignment(parts, folder / "alignment.jsonl") if run.alignment or run.alignment_steps else None
-    lines = JsonLines(str(folder / "metrics.jsonl"))
-    callbacks = [measures, lines, TensorBoardScalars(str(folder / "tensorboard"))]
+    measures = _alignment(parts, str(folder / "alignment.jsonl") if chief else os.devnull)
+    lines = str(folder / "metrics.jsonl")
+    writers = [JsonLines(lines), TensorBoardScalars(str(folder / "tensorboard"))]
+    callbacks = [measures, *(writers if chief else [])]
     if run.patience is not None:
-        callbacks.append(_early_stopping(run, held_out, lines.read(str(folder / "metrics.jsonl"))))
+        callbacks.append(_early_stopping(run, held_out, JsonLines.read(lines)))
     trainer.fit(
         parts.train_data,
         validation_data=held_out,
@@ -208,7 +215,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
         verbose=not quiet,
     )
 
-    history = lines.read(str(folder / "metrics.jsonl"))
+    history = JsonLines.read(lines)
     final = {}
     for name in ("train", "validation", "test"):
         split = parts.split(name)
@@ -231,7 +238,8 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
         "wall_seconds": time.monotonic() - started,
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__, "python": platform.python_version()},
     }
-    write_json(folder / "result.json", result)
+    if chief:
+        write_json(folder / "result.json", result)
     return result
 
 
@@ -293,10 +301,12 @@ def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.call
     return Replayed(callback, history)
 
 
-def _alignment(parts: _Assembly, path: Path) -> Alignment:
+def _alignment(parts: _Assembly, path: str) -> Alignment | None:
+    if not (parts.run.alignment or parts.run.alignment_steps):
+        return None
     x, y = next(iter(parts.split("train").take(1)))
     trainer, every = parts.trainer, parts.run.alignment_steps
-    return Alignment(trainer.rule, trainer.preprocessing(x), y, trainer.strategy, every, str(path) if every else None)
+    return Alignment(trainer.rule, trainer.preprocessing(x), y, trainer.strategy, every, path if every else None)
 
 
 def _best(run: Run, history: list[dict]) -> dict[str, Any] | None:

@@ -11,10 +11,12 @@ class WorkdirError(RuntimeError):
     """The work directory holds another run, or none."""
 
 
-def claim(folder: Path, description: dict[str, Any]) -> None:
-    """Writes `run.json`, or checks that the one there says the same."""
+def claim(folder: Path, description: dict[str, Any], write: bool = True) -> None:
+    """Checks that `run.json`, if there is one, says the same; if there is none, and `write`, writes it."""
     found = read_json(folder / "run.json")
     if found is None:
+        if not write:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "run.json", description)
         return

@@ -6,12 +6,16 @@ of (seed, epoch), so the step also says which batch comes next.
 """
 
 import logging
+import os
 import re
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+
+from tfbio.training.workers import Workers
 
 __all__ = ["CheckpointError", "Checkpoints"]
 
@@ -51,12 +55,21 @@ class Checkpoints:
         by_step = self.every_steps is not None and step % self.every_steps == 0
         return by_step or (epoch_ended and time.monotonic() - self._saved_at >= self.every_seconds)
 
-    def save(self, state: tf.train.Checkpoint, step: int) -> str:
-        """Writes `state`, deletes the oldest beyond `keep`, and returns the checkpoint's path."""
+    def save(self, state: tf.train.Checkpoint, step: int, workers: Workers | None = None) -> str:
+        """Writes `state`, deletes the oldest beyond `keep`, and returns the checkpoint's path.
+
+        Every one of several workers calls this, for some variables are summed over them as they are read; the chief's
+        file is kept, in a directory that all of them see.
+        """
+        chief = workers is None or workers.chief
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.last = state.write(str(self.directory / f"step-{step}"))
+        self.last = str(self.directory / f"step-{step}")
+        with tempfile.TemporaryDirectory() as elsewhere:
+            state.write(self.last if chief else os.path.join(elsewhere, "unused"))
+        if workers is not None:
+            workers.agree(0)  # nobody goes on, or ends, before the chief's file is whole
         self._saved_at = time.monotonic()
-        for old in self.paths()[: -self.keep]:
+        for old in self.paths()[: -self.keep] if chief else ():
             for file in old.parent.glob(old.name + ".*"):
                 file.unlink()
         return self.last

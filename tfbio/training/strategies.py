@@ -1,23 +1,87 @@
 """Strategies by name: where a run's replicas live."""
 
+import json
+import os
+import re
+from collections.abc import Mapping
+
 import tensorflow as tf
 
-__all__ = ["make_strategy"]
+__all__ = ["make_strategy", "slurm_cluster"]
+
+_PORT = 22222
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
-    """The `tf.distribute` strategy called `name`.
+    """The `tf.distribute` strategy called `name`. Call it before anything else is computed in the process.
 
     Args:
-        name: `"one_device"` (TensorFlow's default: the first GPU, else the CPU) or `"mirrored"` (one replica on each
-            visible GPU, or on each logical CPU if there is no GPU).
+        name: `"one_device"` (TensorFlow's default: the first GPU, else the CPU), `"mirrored"` (one replica on each
+            visible GPU, or on each logical CPU if there is no GPU), or `"multi_worker"` (the same in each of several
+            processes, which the environment variable `TF_CONFIG` names, or Slurm's).
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or `"multi_worker"` without a cluster.
     """
     if name == "one_device":
         return tf.distribute.get_strategy()
     if name == "mirrored":
         kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
         return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices(kind)])
-    raise ValueError(f"Invalid value for `strategy`: expected 'one_device' or 'mirrored', received {name!r}.")
+    if name == "multi_worker":
+        return _multi_worker()
+    if name == "parameter_server":
+        raise ValueError(
+            "Invalid value for `strategy`: expected a synchronous one, received 'parameter_server', under which workers "
+            "update each other's weights between a step's forward and backward pass, so that a rule's gradient is no "
+            "longer the one that it defines. Use 'multi_worker'."
+        )
+    raise ValueError(
+        f"Invalid value for `strategy`: expected 'one_device', 'mirrored' or 'multi_worker', received {name!r}."
+    )
+
+
+def _multi_worker() -> tf.distribute.Strategy:
+    if "TF_CONFIG" not in os.environ:
+        cluster = slurm_cluster(os.environ)
+        if cluster is None:
+            raise ValueError(
+                "Invalid value for `strategy`: 'multi_worker' needs to know its processes: set the environment "
+                'variable TF_CONFIG in each, {"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", '
+                '"index": 0}}, or start them by launchers/multi_worker.sh or under Slurm.'
+            )
+        os.environ["TF_CONFIG"] = json.dumps(cluster)
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def slurm_cluster(environment: Mapping[str, str], port: int = _PORT) -> dict | None:
+    """What `TF_CONFIG` should say in a task of a Slurm job step, or None outside of one or in a single task.
+
+    Args:
+        environment: the task's environment: `SLURM_STEP_NODELIST`, `SLURM_STEP_TASKS_PER_NODE` and `SLURM_PROCID`,
+            tasks laid out node by node (Slurm's default, `--distribution=block`).
+        port: of the first task on each node; the others count up from it.
+    """
+    names = ("SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE", "SLURM_PROCID")
+    if not all(name in environment for name in names):
+        return None
+    nodes, tasks, rank = (environment[name] for name in names)
+    counts: list[int] = []
+    for part in tasks.split(","):  # "2(x3),1": two tasks on each of three nodes, then one
+        count, times = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part).groups()
+        counts += [int(count)] * int(times or 1)
+    workers = [f"{node}:{port + i}" for node, n in zip(_expanded(nodes), counts, strict=True) for i in range(n)]
+    if len(workers) == 1:
+        return None
+    return {"cluster": {"worker": workers}, "task": {"type": "worker", "index": int(rank)}}
+
+
+def _expanded(nodes: str) -> list[str]:
+    """Slurm's list of nodes, `a[01-03,7],b`, one by one."""
+    names = []
+    for prefix, ranges, suffix in re.findall(r"([^,\[]+)(?:\[([^\]]*)\]([^,]*))?", nodes):
+        for part in ranges.split(",") if ranges else [""]:
+            first, _, last = part.partition("-")
+            numbers = range(int(first), int(last) + 1) if last else [None]
+            names += [f"{prefix}{first if n is None else str(n).zfill(len(first))}{suffix}" for n in numbers]
+    return names

@@ -21,6 +21,7 @@ from tfbio.training.feeds import make_feed
 from tfbio.training.interrupts import TrainingInterrupted, delayed_interrupts
 from tfbio.training.loops import NO_STRATEGY, Loops
 from tfbio.training.optimizing import make_optimizer
+from tfbio.training.workers import Workers
 
 __all__ = ["Trainer"]
 
@@ -47,6 +48,7 @@ class Trainer:
 
     Attributes:
         step: number of steps taken, an int64 variable.
+        workers: the processes that take part; the chief alone writes.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Trainer:
         self.rule = rules.get(rule)
         self.loss = losses.get(loss)
         self.strategy = strategy or tf.distribute.get_strategy()
+        self.workers = Workers(self.strategy)
         self.preprocessing = preprocessing
         self._steps_per_loop = steps_per_loop
         check_scope(model, self.strategy)
@@ -170,7 +173,7 @@ class Trainer:
             validation_data = {"val": validation_data}
         for split in (validation_data or {}).values():
             self._feed(split, None)  # refuses what does not fit before the first step, not after the first epoch
-        callbacks = [*callbacks, *([Progress()] if verbose else [])]
+        callbacks = [*callbacks, *([Progress()] if verbose and self.workers.chief else [])]
         model = CallbackModel(self.model, self.optimizer)
         hooks = keras.callbacks.CallbackList(
             callbacks, add_history=True, model=model, epochs=epochs, steps=feed.steps_per_epoch, verbose=int(verbose)
@@ -189,7 +192,7 @@ class Trainer:
                 hooks.on_epoch_end(epoch, logs)
                 self._save(checkpoints, received, epoch_ended=True)
         if checkpoints is not None and self.step.numpy():
-            checkpoints.save(self.state, int(self.step.numpy()))
+            checkpoints.save(self.state, int(self.step.numpy()), self.workers)
         hooks.on_train_end()
         return next(c for c in hooks.callbacks if isinstance(c, keras.callbacks.History))
 
@@ -202,6 +205,7 @@ class Trainer:
             count = count if self._steps_per_loop == "auto" else self._steps_per_loop
             step = int(self.step.numpy())
             count = min(count, last - first, *(every - step % every for every in stops))
+            (count,) = self.workers.agree(count)
             hooks.on_train_batch_begin(first)
             started = time.monotonic()
             try:
@@ -219,11 +223,14 @@ class Trainer:
 
     def _save(self, checkpoints: Checkpoints | None, received: list[int], epoch_ended: bool) -> None:
         """Saves if it is time or a signal came, and then stops if a signal came."""
+        if checkpoints is None:
+            return
         step = int(self.step.numpy())
-        if checkpoints is not None and (received or checkpoints.due(step, epoch_ended)):
-            path = checkpoints.save(self.state, step)
-            if received:
-                raise TrainingInterrupted(f"Stopped at step {step}; the state is in {path}.", received[0])
+        signal, due = self.workers.agree(received[0] if received else 0, int(checkpoints.due(step, epoch_ended)))
+        if signal or due:
+            path = checkpoints.save(self.state, step, self.workers)
+            if signal:
+                raise TrainingInterrupted(f"Stopped at step {step}; the state is in {path}.", signal)
 
     def evaluate(self, data: Any, steps: int | None = None) -> dict[str, float]:
         """Averages over all examples of a data set.

@@ -1,0 +1,130 @@
+"""Two worker processes take the same steps as one; they meet over loopback."""
+
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+from tfbio.run import _restored
+from tfbio.training.strategies import make_strategy, slurm_cluster
+
+SCRIPT = Path(__file__).with_name("worker.py")
+run = runpy.run_path(str(SCRIPT))["run"]
+
+
+def start(count, rule, workdir, epochs):
+    """The processes of a cluster of `count` workers, or a single one without a cluster."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("localhost", 0))
+    workers = [f"localhost:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    processes = []
+    for index in range(count):
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        if count > 1:
+            task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+            environment["TF_CONFIG"] = json.dumps(task)
+        strategy = "multi_worker" if count > 1 else "one_device"
+        command = [sys.executable, str(SCRIPT), rule, str(workdir), str(epochs), strategy]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, env=environment, **pipes))
+    return processes
+
+
+def finish(processes, code=0):
+    outputs = []
+    for process in processes:
+        try:
+            outputs.append(process.communicate(timeout=240))
+        except subprocess.TimeoutExpired:
+            for each in processes:
+                each.kill()
+            raise
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == code, errors[-3000:]
+    return [output for output, _ in outputs]
+
+
+def weights(workdir, rule, epochs):
+    trainer = _restored(str(workdir), run(rule, epochs, "one_device")).trainer
+    return [variable.numpy() for variable in (*trainer.model.variables, *trainer.rule.variables)]
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa", "kp"])
+def test_two_workers_equal_one(rule, tmp_path):
+    one, two = (finish(start(count, rule, tmp_path / str(count), 2)) for count in (1, 2))
+    assert "epoch 2/2" in one[0] and "epoch 2/2" in two[0] and not two[1]  # the chief alone reports
+    for a, b in zip(*(weights(tmp_path / count, rule, 2) for count in "12"), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    first, second = (json.loads((tmp_path / count / "result.json").read_text()) for count in "12")
+    assert second["final"] == pytest.approx(first["final"], rel=1e-3)
+    assert second["alignment"] == pytest.approx(first["alignment"], rel=1e-2, abs=0.1)
+    lines = (tmp_path / "2" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
+def test_killed_workers_go_on_bit_for_bit(tmp_path):
+    finish(start(2, "fa", tmp_path / "whole", 12))
+    killed = start(2, "fa", tmp_path / "killed", 12)
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 200
+    while not list(checkpoints.glob("step-*.index")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in killed:
+        process.send_signal(signal.SIGKILL)
+    for process in killed:
+        process.communicate()
+    assert list(checkpoints.glob("step-*.index")) and not (tmp_path / "killed" / "result.json").exists()
+    finish(start(2, "fa", tmp_path / "killed", 12))
+    for a, b in zip(*(weights(tmp_path / name, "fa", 12) for name in ("whole", "killed")), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_signal_to_one_worker_stops_all_of_them_with_one_checkpoint(tmp_path):
+    processes = start(2, "fa", tmp_path / "run", 100000)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)  # not the chief
+    outputs = [process.communicate(timeout=200) for process in processes]
+    stopped = [errors.rpartition("TrainingInterrupted: ")[2].split(";")[0] for _, errors in outputs]
+    assert stopped[0] == stopped[1] and stopped[0].startswith("Stopped at step"), outputs
+    step = stopped[0].split()[-1]
+    assert (tmp_path / "run" / "checkpoints" / f"step-{step}.index").exists()
+
+
+def test_cluster_of_a_slurm_job():
+    environment = {
+        "SLURM_STEP_NODELIST": "gpu[08-10,12],login",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x2),1(x3)",
+        "SLURM_PROCID": "3",
+    }
+    found = slurm_cluster(environment, port=5000)
+    nodes = ["gpu08:5000", "gpu08:5001", "gpu09:5000", "gpu09:5001", "gpu10:5000", "gpu12:5000", "login:5000"]
+    assert found == {"cluster": {"worker": nodes}, "task": {"type": "worker", "index": 3}}
+    assert slurm_cluster({}) is None
+    alone = {"SLURM_STEP_NODELIST": "a1", "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_PROCID": "0"}
+    assert slurm_cluster(alone) is None
+
+
+def test_strategies_that_are_refused(monkeypatch):
+    for name in ("TF_CONFIG", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="TF_CONFIG"):
+        make_strategy("multi_worker")
+    with pytest.raises(ValueError, match="synchronous"):
+        make_strategy("parameter_server")
+    with pytest.raises(ValueError, match="'multi_worker', received 'tpus'"):
+        make_strategy("tpus")

@@ -1,0 +1,49 @@
+"""Run by test_workers.py, once for each process of a cluster: trains a small run."""
+
+import sys
+
+import keras
+import numpy as np
+
+import tfbio
+from tfbio.run import Run, train
+
+
+def load(name="", split="train", batch_size=8, seed=0, shuffle=True, augmentation="flip_crop", drop_remainder=False):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (27, 6, 6, 2), np.uint8), rng.integers(0, 4, 27).astype(np.int32)
+    data = tfbio.data.from_arrays(images, labels, batch_size, seed=seed, shuffle=shuffle, augmentation=augmentation)
+    preprocessing = keras.layers.Rescaling(1 / 255)
+    info = tfbio.data.DatasetInfo("random", split, ("train", "test"), 4, (6, 6, 2), 27, preprocessing, None)
+    return data, info
+
+
+def model(input_shape, classes):
+    layers = [
+        keras.layers.Conv2D(3, 3, activation="tanh"),
+        keras.layers.Flatten(),
+        keras.layers.Dense(5, "tanh"),
+        keras.layers.Dense(classes),
+    ]
+    return keras.Sequential([keras.Input(input_shape), *layers], name="small")
+
+
+def run(rule: str, epochs: int, strategy: str) -> Run:
+    return Run(
+        load=load,
+        model=model,
+        rule=rule,
+        optimizer=lambda: keras.optimizers.AdamW(1e-2),
+        epochs=epochs,
+        batch_size=8,
+        evaluate_on=("test",),
+        strategy=strategy,
+        jit_compile=False,
+        checkpoint_steps=3,
+        alignment=True,
+    )
+
+
+if __name__ == "__main__":
+    rule, workdir, epochs, strategy = sys.argv[1:]
+    train(workdir, run(rule, int(epochs), strategy))
