@@ -32,8 +32,15 @@ OBJECTS = {
         "seed": 3,
         "cuts": ("hidden",),
         "error": "sign",
+        "storage": "broadcast",
     },
-    rules.DirectRandomTargetProjection: {"initializer": "he_normal", "scale": 0.5, "seed": 3, "cuts": ("hidden",)},
+    rules.DirectRandomTargetProjection: {
+        "initializer": "he_normal",
+        "scale": 0.5,
+        "seed": 3,
+        "cuts": ("hidden",),
+        "storage": "broadcast",
+    },
     rules.KolenPollack: {
         "initializer": "he_normal",
         "scale": 0.5,

@@ -13,6 +13,9 @@ RULES = {
     "fa": lambda: tfbio.rules.FeedbackAlignment(seed=1),
     "fa same": lambda: tfbio.rules.FeedbackAlignment(seed=1, last_layer="same"),
     "dfa": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1),
+    "dfa shared": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1, storage="shared"),
+    "dfa regenerated": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1, storage="regenerated"),
+    "dfa broadcast": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1, storage="broadcast"),
 }
 ALL = pytest.mark.parametrize("make", RULES.values(), ids=RULES)
 RANDOM = np.random.default_rng(0)
@@ -199,7 +202,7 @@ def test_mixed_precision_is_near_float32(make, policy):
     model.set_weights(expected.get_weights())
     rule = built(make, model)
     for ours, theirs in zip(rule.variables, reference.variables, strict=True):
-        assert ours.dtype == "float32"
+        assert ours.dtype == theirs.dtype
         ours.assign(theirs)
     update = rule.compute(X.astype("float32"), Y)
     assert update.loss.dtype == tf.float32 and update.outputs.dtype == model.compute_dtype

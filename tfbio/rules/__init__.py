@@ -6,7 +6,8 @@
 | `fa` | `FeedbackAlignment` | Lillicrap et al. 2016 |
 | `usf`, `brsf`, `frsf` | `SignSymmetry` | Liao et al. 2016, Xiao et al. 2018, Moskovitz et al. 2018 |
 | `kp` | `KolenPollack` | Kolen & Pollack 1994, Akrout et al. 2019 |
-| `dfa` | `DirectFeedbackAlignment` | Nøkland 2016 |
+| `dfa`, `dfa_shared`, `dfa_regenerated` | `DirectFeedbackAlignment` | Nøkland 2016, Launay et al. 2020 |
+| `dfa_broadcast` | `DirectFeedbackAlignment(storage="broadcast")` | Sanfiz & Akrout 2021 |
 | `drtp` | `DirectRandomTargetProjection` | Frenkel et al. 2021 |
 """
 
@@ -35,6 +36,9 @@ _NAMES = {
     "bp": Backpropagation,
     "fa": FeedbackAlignment,
     "dfa": DirectFeedbackAlignment,
+    "dfa_shared": {"class_name": "DirectFeedbackAlignment", "config": {"storage": "shared"}},
+    "dfa_regenerated": {"class_name": "DirectFeedbackAlignment", "config": {"storage": "regenerated"}},
+    "dfa_broadcast": {"class_name": "DirectFeedbackAlignment", "config": {"storage": "broadcast"}},
     "drtp": DirectRandomTargetProjection,
     "kp": KolenPollack,
     "usf": SignSymmetry,
