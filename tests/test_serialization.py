@@ -60,6 +60,15 @@ OBJECTS = {
         "last_layer": feedback.Random("ones"),
         "allow_backpropagation": ("lstm",),
     },
+    rules.WeightMirror: {
+        "initializer": "he_normal",
+        "scale": 0.5,
+        "seed": 3,
+        "interval": 5,
+        "examples": 7,
+        "last_layer": "symmetric",
+        "allow_backpropagation": ("lstm",),
+    },
     rules.SignSymmetry: {
         "magnitude": "batch",
         "scale": 0.1,

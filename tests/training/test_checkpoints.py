@@ -64,6 +64,7 @@ class StopAt(keras.callbacks.Callback):
         ("dfa_regenerated", 4, True),
         ("brsf", 9, False),
         ("kp", 10, False),
+        ({"class_name": "wm", "config": {"interval": 3}}, 8, False),
     ],
 )
 def test_resumed_equals_uninterrupted(tmp_path, rule, stop, jit_compile):

@@ -6,6 +6,7 @@
 | `fa` | `FeedbackAlignment` | Lillicrap et al. 2016 |
 | `usf`, `brsf`, `frsf` | `SignSymmetry` | Liao et al. 2016, Xiao et al. 2018, Moskovitz et al. 2018 |
 | `kp` | `KolenPollack` | Kolen & Pollack 1994, Akrout et al. 2019 |
+| `wm` | `WeightMirror` | Akrout et al. 2019 |
 | `dfa`, `dfa_shared`, `dfa_regenerated` | `DirectFeedbackAlignment` | Nøkland 2016, Launay et al. 2020 |
 | `dfa_broadcast` | `DirectFeedbackAlignment(storage="broadcast")` | Sanfiz & Akrout 2021 |
 | `drtp` | `DirectRandomTargetProjection` | Frenkel et al. 2021 |
@@ -17,6 +18,7 @@ from tfbio.rules.backpropagation import Backpropagation
 from tfbio.rules.base import LearningRule, Update
 from tfbio.rules.direct_feedback_alignment import DirectFeedbackAlignment, DirectRandomTargetProjection
 from tfbio.rules.feedback_alignment import FeedbackAlignment, FeedbackRule, KolenPollack, SignSymmetry
+from tfbio.rules.weight_mirror import WeightMirror
 from tfbio.serialization import resolve
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "LearningRule",
     "SignSymmetry",
     "Update",
+    "WeightMirror",
     "get",
 ]
 
@@ -42,6 +45,7 @@ _NAMES = {
     "drtp": DirectRandomTargetProjection,
     "kp": KolenPollack,
     "usf": SignSymmetry,
+    "wm": WeightMirror,
     "brsf": {"class_name": "SignSymmetry", "config": {"magnitude": "batch"}},
     "frsf": {"class_name": "SignSymmetry", "config": {"magnitude": "fixed"}},
 }

@@ -117,6 +117,11 @@ class LearningRule:
         """The variables of `Update.feedback`, in its order: those of `variables` that learn."""
         return [variable for variable in self.variables if variable.trainable]
 
+    @property
+    def feedback_learns(self) -> tf.Tensor | bool:
+        """False in a step that shall leave the feedback variables as they are, whatever an optimizer would do."""
+        return True
+
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, as plain data."""
         return {}

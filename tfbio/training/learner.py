@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfbio import losses, rules
+from tfbio.training.optimizing import resting
 
 __all__ = ["Learner"]
 
@@ -65,7 +66,8 @@ class Learner(keras.Model):
         x = x if self.preprocessing is None else self.preprocessing(x)
         update = self.rule.compute(x, y, self.optimizer.scale_loss(weights))
         gradients, variables = zip(*update.forward, *update.feedback, strict=True)
-        self.optimizer.apply(list(gradients), list(variables))
+        with resting(self.rule):
+            self.optimizer.apply(list(gradients), list(variables))
         self.rule.step.assign_add(1)
         return self._report(y, update.outputs, importance)
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfbio.rules import LearningRule
 from tfbio.training.averages import Averages
-from tfbio.training.optimizing import globally_clipped
+from tfbio.training.optimizing import globally_clipped, resting
 
 __all__ = ["NO_STRATEGY", "Loops"]
 
@@ -100,8 +100,9 @@ class Loops:
         groups.append((self._feedback_optimizer, feedback, self._rule.feedback_variables))
         if self._feedback_optimizer is None:
             groups = [(self._optimizer, [*gradients, *feedback], groups[0][2] + groups[1][2])]
-        for optimizer, gradients, variables in groups:
-            optimizer.apply(globally_clipped(optimizer, gradients, self._replicas), variables)
+        with resting(self._rule):
+            for optimizer, gradients, variables in groups:
+                optimizer.apply(globally_clipped(optimizer, gradients, self._replicas), variables)
         self._averages.add(y, outputs, importance)
         return unscaled
 

@@ -5,12 +5,16 @@ large gradients end elsewhere than one replica with their sum. Here the gradient
 optimizer's own settings; its own clipping then finds nothing left to do.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-__all__ = ["globally_clipped", "make_optimizer"]
+from tfbio.rules import LearningRule
+
+__all__ = ["globally_clipped", "make_optimizer", "resting"]
 
 
 def make_optimizer(
@@ -73,3 +77,19 @@ def globally_clipped(
     else:
         total = [tf.clip_by_value(g, -inner.clipvalue, inner.clipvalue) for g in total]
     return [g * tf.cast(scale / replicas, g.dtype) for g in total]
+
+
+@contextlib.contextmanager
+def resting(rule: LearningRule) -> Iterator[None]:
+    """Around the optimizers' steps: feedback variables that don't learn in this step come out as they went in.
+
+    A gradient of zero would not do: an optimizer with momentum or weight decay moves variables all the same.
+    """
+    learns = rule.feedback_learns
+    if learns is True:
+        yield
+        return
+    before = [tf.identity(variable.value) for variable in rule.feedback_variables]
+    yield
+    for variable, value in zip(rule.feedback_variables, before, strict=True):
+        variable.value.assign(tf.where(learns, variable.value, value))
