@@ -12,11 +12,15 @@ from tfbio import run as runs
 
 TREE = Path(tfbio.__file__).parent.parent / "gin"
 FILES = sorted(str(path.relative_to(TREE)) for path in TREE.rglob("*.gin"))
-COMPLETE = [
-    file
-    for file in FILES
-    if file == "quickstart.gin" or ("/bartunov" in file and Path(file).stem in ("bp", "fa", "dfa"))
-]
+RULES = {
+    "bp": "Backpropagation",
+    "fa": "FeedbackAlignment",
+    "dfa": "DirectFeedbackAlignment",
+    "kp": "KolenPollack",
+    "wm": "WeightMirror",
+    **dict.fromkeys(("usf", "brsf", "frsf"), "SignSymmetry"),
+}
+COMPLETE = [file for file in FILES if file == "quickstart.gin" or (file[:5] == "runs/" and Path(file).stem in RULES)]
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
 
@@ -36,7 +40,7 @@ def tiny_data(monkeypatch):
 
 
 def test_the_tree_is_found():
-    assert len(FILES) > 20 and len(COMPLETE) == 13
+    assert len(FILES) > 20 and len(COMPLETE) == 27
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -54,8 +58,7 @@ def test_every_run_takes_a_step(file, tiny_data, tmp_path):
     params = ["train.epochs=1", "train.jit_compile=False", "train.alignment=False", "train.batch_size=6"]
     result = config.run_train([file], params, str(tmp_path), quiet=True)
     assert result["steps"] == 1 and np.isfinite(result["final"]["train_loss"])
-    rule = {"bp": "Backpropagation", "fa": "FeedbackAlignment", "dfa": "DirectFeedbackAlignment"}
-    expected = rule.get(Path(file).stem, "FeedbackAlignment")
+    expected = RULES.get(Path(file).stem, "FeedbackAlignment")
     assert result["labels"]["rule"] == expected
     # What was asked for, in full, can be parsed again and is the same run.
     config.parse([str(tmp_path / "config.gin")], [])

@@ -32,8 +32,15 @@ OBJECTS = {
         "seed": 3,
         "cuts": ("hidden",),
         "error": "sign",
+        "storage": "broadcast",
     },
-    rules.DirectRandomTargetProjection: {"initializer": "he_normal", "scale": 0.5, "seed": 3, "cuts": ("hidden",)},
+    rules.DirectRandomTargetProjection: {
+        "initializer": "he_normal",
+        "scale": 0.5,
+        "seed": 3,
+        "cuts": ("hidden",),
+        "storage": "broadcast",
+    },
     rules.KolenPollack: {
         "initializer": "he_normal",
         "scale": 0.5,
@@ -51,6 +58,15 @@ OBJECTS = {
     rules.FeedbackRule: {
         "feedback": feedback.Random("he_normal", seed=3),
         "last_layer": feedback.Random("ones"),
+        "allow_backpropagation": ("lstm",),
+    },
+    rules.WeightMirror: {
+        "initializer": "he_normal",
+        "scale": 0.5,
+        "seed": 3,
+        "interval": 5,
+        "examples": 7,
+        "last_layer": "symmetric",
         "allow_backpropagation": ("lstm",),
     },
     rules.SignSymmetry: {

@@ -1,6 +1,6 @@
 """tfbio trains plain Keras models with learning rules other than backpropagation."""
 
-from tfbio import data, feedback, layers, losses, models, rules
+from tfbio import data, feedback, layers, losses, models, optimizers, rules
 from tfbio.inverses import inverse
 from tfbio.network import stages, with_feedback
 from tfbio.training import Learner, Trainer
@@ -15,6 +15,7 @@ __all__ = [
     "layers",
     "losses",
     "models",
+    "optimizers",
     "rules",
     "stages",
     "with_feedback",

@@ -17,7 +17,7 @@ from typing import Any
 import gin
 import keras
 
-from tfbio import data, feedback, losses, models, rules
+from tfbio import data, feedback, losses, models, optimizers, rules
 from tfbio import run as runs
 from tfbio import study as studies
 
@@ -48,6 +48,7 @@ def _register() -> None:
     add("tfbio.rules", rules, [n for n in rules.__all__ if n not in ("get", "LearningRule", "Update")])
     add("tfbio.feedback", feedback, ("Random", "SignSymmetric", "Symmetric"))
     add("tfbio.losses", losses, ("MeanSquaredError", "SigmoidCrossEntropy", "SoftmaxCrossEntropy"))
+    add("tfbio.optimizers", optimizers, optimizers.__all__)
     add("keras.optimizers", keras.optimizers, _OPTIMIZERS)
     add("keras.optimizers.schedules", keras.optimizers.schedules, _SCHEDULES)
     add("keras.initializers", keras.initializers, _INITIALIZERS)

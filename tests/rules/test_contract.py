@@ -12,7 +12,11 @@ RULES = {
     "bp": lambda: tfbio.rules.Backpropagation(),
     "fa": lambda: tfbio.rules.FeedbackAlignment(seed=1),
     "fa same": lambda: tfbio.rules.FeedbackAlignment(seed=1, last_layer="same"),
+    "wm": lambda: tfbio.rules.WeightMirror(seed=1, interval=2),
     "dfa": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1),
+    "dfa shared": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1, storage="shared"),
+    "dfa regenerated": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1, storage="regenerated"),
+    "dfa broadcast": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1, storage="broadcast"),
 }
 ALL = pytest.mark.parametrize("make", RULES.values(), ids=RULES)
 RANDOM = np.random.default_rng(0)
@@ -36,8 +40,14 @@ def gradients(rule, x, y, weights=None):
     return [np.asarray(gradient) for gradient, _ in rule.compute(x, y, weights).forward]
 
 
+def everything(rule, x, y, weights=None):
+    """Feedback's updates too."""
+    update = rule.compute(x, y, weights)
+    return [tf.convert_to_tensor(gradient) for gradient, _ in (*update.forward, *update.feedback)]
+
+
 def assert_close(actual, expected, rtol=1e-10):
-    for a, e in zip(actual, expected, strict=True):
+    for a, e in zip(map(np.asarray, actual), map(np.asarray, expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=rtol, atol=rtol * max(np.abs(e).max(), 1e-12))
 
 
@@ -55,8 +65,8 @@ def test_an_update_has_one_gradient_a_variable(make, float64):
     penalty = sum(float(loss) for loss in model.losses)
     error = np.mean(tfbio.losses.SoftmaxCrossEntropy().per_example(Y, update.outputs))
     np.testing.assert_allclose(update.loss, error + penalty, rtol=1e-6)
-    assert update.feedback == [] and rule.feedback_variables == []
-    assert not any(variable.trainable for variable in rule.variables)
+    assert [id(v) for _, v in update.feedback] == [id(v) for v in rule.feedback_variables]
+    assert rule.feedback_variables == [variable for variable in rule.variables if variable.trainable]
     assert not {id(v) for v in rule.variables} & {id(v) for v in model.variables}
 
 
@@ -65,8 +75,8 @@ def test_an_update_has_one_gradient_a_variable(make, float64):
 def test_updates_are_linear_in_the_weights(make, regularizer, float64):
     rule = built(make, network(regularizer))
     a, b = WEIGHTS, WEIGHTS[::-1] ** 2
-    total = [2 * u + 3 * v for u, v in zip(gradients(rule, X, Y, a), gradients(rule, X, Y, b), strict=True)]
-    assert_close(gradients(rule, X, Y, 2 * a + 3 * b), total, 1e-9)
+    total = [2 * u + 3 * v for u, v in zip(everything(rule, X, Y, a), everything(rule, X, Y, b), strict=True)]
+    assert_close(everything(rule, X, Y, 2 * a + 3 * b), total, 1e-9)
     losses = [float(rule.compute(X, Y, w).loss) for w in (a, b, 2 * a + 3 * b)]
     np.testing.assert_allclose(2 * losses[0] + 3 * losses[1], losses[2], rtol=1e-9)
 
@@ -83,11 +93,11 @@ def test_no_weights_means_the_mean(make, float64):
 def test_shards_with_global_weights_sum_to_the_whole(make, cut, float64):
     rule = built(make, network("l2"))
     weights = np.full(6, 1 / 6)
-    parts = [rule.compute(X[s], Y[s], weights[s]) for s in (slice(cut), slice(cut, None))]
-    whole = rule.compute(X, Y, weights)
-    summed = [np.add(u[0], v[0]) for u, v in zip(parts[0].forward, parts[1].forward, strict=True)]
-    assert_close(summed, [gradient for gradient, _ in whole.forward])
-    np.testing.assert_allclose(parts[0].loss + parts[1].loss, whole.loss, rtol=1e-10)
+    halves = (slice(cut), slice(cut, None))
+    summed = [sum(parts) for parts in zip(*(everything(rule, X[s], Y[s], weights[s]) for s in halves), strict=True)]
+    assert_close(summed, everything(rule, X, Y, weights))
+    losses = [rule.compute(X[s], Y[s], weights[s]).loss for s in halves]
+    np.testing.assert_allclose(sum(losses), rule.compute(X, Y, weights).loss, rtol=1e-10)
 
 
 @ALL
@@ -184,9 +194,9 @@ def test_graphs_and_xla_equal_eager(make, jit_compile, float64):
 
     @tf.function(jit_compile=jit_compile)
     def compiled(x, y, weights):
-        return [gradient for gradient, _ in rule.compute(x, y, weights).forward]
+        return everything(rule, x, y, weights)
 
-    assert_close(compiled(X, Y, WEIGHTS), gradients(rule, X, Y, WEIGHTS), 1e-9)
+    assert_close(compiled(X, Y, WEIGHTS), everything(rule, X, Y, WEIGHTS), 1e-9)
 
 
 @ALL
@@ -199,7 +209,7 @@ def test_mixed_precision_is_near_float32(make, policy):
     model.set_weights(expected.get_weights())
     rule = built(make, model)
     for ours, theirs in zip(rule.variables, reference.variables, strict=True):
-        assert ours.dtype == "float32"
+        assert ours.dtype == theirs.dtype
         ours.assign(theirs)
     update = rule.compute(X.astype("float32"), Y)
     assert update.loss.dtype == tf.float32 and update.outputs.dtype == model.compute_dtype

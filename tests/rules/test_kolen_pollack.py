@@ -99,3 +99,13 @@ def test_the_exact_last_layer_has_no_feedback_to_learn():
     assert len(rule.feedback_variables) == 2
     x, y = next(iter(data("float32")))
     assert len(rule.compute(x, y).feedback) == 2
+
+
+def test_a_layer_used_twice_learns_once(float64):
+    shared = L.Dense(4)
+    model = keras.Sequential([keras.Input((4,)), shared, L.Activation("tanh"), shared, L.Dense(3)])
+    trainer = tfbio.Trainer(model, "kp", keras.optimizers.SGD(0.1, weight_decay=0.5), jit_compile=False)
+    (before, _), rng = gaps(trainer.rule), np.random.default_rng(0)
+    batches = tf.data.Dataset.from_tensor_slices((rng.normal(size=(8, 4)), rng.integers(0, 3, 8))).batch(8)
+    trainer.fit(batches, verbose=False)
+    np.testing.assert_allclose(gaps(trainer.rule)[0], 0.95 * before, rtol=1e-6, atol=1e-9)

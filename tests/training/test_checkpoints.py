@@ -57,7 +57,15 @@ class StopAt(keras.callbacks.Callback):
 
 @pytest.mark.parametrize(
     ("rule", "stop", "jit_compile"),
-    [("bp", 1, False), ("fa", 5, True), ("dfa", 13, True), ("brsf", 9, False), ("kp", 10, False)],
+    [
+        ("bp", 1, False),
+        ("fa", 5, True),
+        ("dfa", 13, True),
+        ("dfa_regenerated", 4, True),
+        ("brsf", 9, False),
+        ("kp", 10, False),
+        ({"class_name": "wm", "config": {"interval": 3}}, 8, False),
+    ],
 )
 def test_resumed_equals_uninterrupted(tmp_path, rule, stop, jit_compile):
     whole = make(rule, 1, jit_compile)

@@ -50,6 +50,7 @@ class Feedback(keras.layers.Wrapper):
     Input and output shapes and dtypes are the wrapped layer's.
 
     Attributes:
+        input_shape: the shape that it was built for, the batch first.
         step: the count of updates that feedback drawn for each of them is a function of; a rule sets it to its own.
     """
 
@@ -66,6 +67,7 @@ class Feedback(keras.layers.Wrapper):
 
     def build(self, input_shape: tuple | None = None) -> None:
         super().build(input_shape)
+        self.input_shape = input_shape
         self._feedback_variables = []
         for number, kernel in enumerate(kernels(self.layer)):
             # A layer has one or two kernels: two numbers a layer keep all draws of a network apart.
@@ -119,6 +121,30 @@ class Feedback(keras.layers.Wrapper):
         substitution = list(zip(kernels(self.layer), weights, strict=True))
         with _without_activation(self.layer), keras.StatelessScope(state_mapping=substitution):
             return self.layer(inputs)
+
+    def mirrored(self, noise: tf.Tensor) -> tf.Tensor:
+        r"""An estimate of the kernel from the layer's response to noise, $\frac1n \sum x \otimes (f(x) - f(0))$.
+
+        Args:
+            noise: $x$, `(examples, …)` as the layer takes it: independent numbers of mean 0 and variance 1.
+
+        Returns:
+            The estimate, of the kernel's shape and dtype. Its mean is the kernel if each weight alone joins its inputs
+            and outputs, as in every layer that Keras has.
+        """
+        (kernel,) = [tf.convert_to_tensor(kernel.value) for kernel in kernels(self.layer)]
+
+        def outer(inputs: tf.Tensor, response: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+            """The sum of inputs times response over all places where each weight is used: the kernel's own gradient."""
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(kernel)
+                outputs = self._affine(inputs, [kernel])
+            return tape.gradient(outputs, kernel, response(outputs))
+
+        silence, one = tf.zeros_like(noise[:1]), tf.ones_like(noise[:1])
+        products = outer(noise, lambda outputs: outputs - self._affine(silence, [kernel]))
+        uses = outer(one, tf.ones_like) * tf.cast(tf.shape(noise)[0], kernel.dtype)
+        return tf.math.divide_no_nan(products, uses)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return self.layer.compute_output_shape(input_shape)

@@ -4,6 +4,7 @@ Nothing here knows of learning rules, and none is needed: any Keras model will d
 results were measured on. All end in **logits**: the output activation belongs to the loss.
 """
 
+from tfbio.models.alexnet import alexnet
 from tfbio.models.bartunov import (
     bartunov_cifar10_conv,
     bartunov_cifar10_fc,
@@ -11,9 +12,12 @@ from tfbio.models.bartunov import (
     bartunov_mnist_conv,
     bartunov_mnist_fc,
 )
+from tfbio.models.lenet import lenet
 from tfbio.models.networks import convolutional, fully_connected
+from tfbio.models.resnet import resnet18, resnet20, resnet50, resnet56
 
 __all__ = [
+    "alexnet",
     "bartunov_cifar10_conv",
     "bartunov_cifar10_fc",
     "bartunov_imagenet_conv",
@@ -21,4 +25,9 @@ __all__ = [
     "bartunov_mnist_fc",
     "convolutional",
     "fully_connected",
+    "lenet",
+    "resnet18",
+    "resnet20",
+    "resnet50",
+    "resnet56",
 ]

@@ -6,9 +6,11 @@
 | `fa` | `FeedbackAlignment` | Lillicrap et al. 2016 |
 | `usf`, `brsf`, `frsf` | `SignSymmetry` | Liao et al. 2016, Xiao et al. 2018, Moskovitz et al. 2018 |
 | `kp` | `KolenPollack` | Kolen & Pollack 1994, Akrout et al. 2019 |
-| `dfa` | `DirectFeedbackAlignment` | Nøkland 2016 |
 | `tp`, `dtp` | `TargetPropagation`, `DifferenceTargetPropagation` | Lee et al. 2015 |
 | `sdtp`, `ao_sdtp` | `SimplifiedDifferenceTargetPropagation`, `AuxiliaryOutputSDTP` | Bartunov et al. 2018 |
+| `wm` | `WeightMirror` | Akrout et al. 2019 |
+| `dfa`, `dfa_shared`, `dfa_regenerated` | `DirectFeedbackAlignment` | Nøkland 2016, Launay et al. 2020 |
+| `dfa_broadcast` | `DirectFeedbackAlignment(storage="broadcast")` | Sanfiz & Akrout 2021 |
 | `drtp` | `DirectRandomTargetProjection` | Frenkel et al. 2021 |
 """
 
@@ -24,6 +26,7 @@ from tfbio.rules.target_propagation import (
     SimplifiedDifferenceTargetPropagation,
     TargetPropagation,
 )
+from tfbio.rules.weight_mirror import WeightMirror
 from tfbio.serialization import resolve
 
 __all__ = [
@@ -40,6 +43,7 @@ __all__ = [
     "SimplifiedDifferenceTargetPropagation",
     "TargetPropagation",
     "Update",
+    "WeightMirror",
     "get",
 ]
 
@@ -47,6 +51,9 @@ _NAMES = {
     "bp": Backpropagation,
     "fa": FeedbackAlignment,
     "dfa": DirectFeedbackAlignment,
+    "dfa_shared": {"class_name": "DirectFeedbackAlignment", "config": {"storage": "shared"}},
+    "dfa_regenerated": {"class_name": "DirectFeedbackAlignment", "config": {"storage": "regenerated"}},
+    "dfa_broadcast": {"class_name": "DirectFeedbackAlignment", "config": {"storage": "broadcast"}},
     "drtp": DirectRandomTargetProjection,
     "tp": TargetPropagation,
     "dtp": DifferenceTargetPropagation,
@@ -54,6 +61,7 @@ _NAMES = {
     "ao_sdtp": AuxiliaryOutputSDTP,
     "kp": KolenPollack,
     "usf": SignSymmetry,
+    "wm": WeightMirror,
     "brsf": {"class_name": "SignSymmetry", "config": {"magnitude": "batch"}},
     "frsf": {"class_name": "SignSymmetry", "config": {"magnitude": "fixed"}},
 }

@@ -22,7 +22,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfbio import feedback
+from tfbio.feedback.projections import STORAGES, make_projections
 from tfbio.layers import is_weighted
 from tfbio.network import stages
 from tfbio.rules.backpropagation import regularization, weighted_loss
@@ -30,11 +30,6 @@ from tfbio.rules.base import LearningRule, Update, example_weights
 from tfbio.serialization import register
 
 __all__ = ["DirectFeedbackAlignment", "DirectRandomTargetProjection", "project"]
-
-_NOKLAND = {
-    "class_name": "VarianceScaling",
-    "config": {"scale": 1 / 3, "mode": "fan_out", "distribution": "uniform"},
-}
 
 
 def project(error: tf.Tensor, projection: tf.Tensor, activations: tf.Tensor) -> tf.Tensor:
@@ -48,7 +43,11 @@ def project(error: tf.Tensor, projection: tf.Tensor, activations: tf.Tensor) -> 
     Returns:
         The signal at $h_l$, in its shape and dtype.
     """
-    signal = tf.matmul(tf.cast(error, projection.dtype), projection)
+    return shaped(tf.matmul(tf.cast(error, projection.dtype), projection), activations)
+
+
+def shaped(signal: tf.Tensor, activations: tf.Tensor) -> tf.Tensor:
+    """A signal `(batch, units)` in the shape and dtype of the activations that it is for."""
     return tf.cast(tf.reshape(signal, tf.shape(activations)), activations.dtype)
 
 
@@ -90,9 +89,14 @@ class DirectFeedbackAlignment(LearningRule):
         seed: of the draws; None takes Keras's global seed.
         cuts: names of layers to cut the model behind; None for one stage a weighted layer or block (`tfbio.stages`).
         error: `"plain"`, or `"sign"`: only the error's sign reaches the hidden stages (sDFA, Frenkel et al. 2021).
+        storage: `"dense"`, `"shared"`, `"regenerated"` (no feedback memory) or `"broadcast"` (one signal a channel):
+            see `tfbio.feedback.projections`.
+
+    Attributes:
+        stages: the network's stages, once built.
 
     Raises:
-        ValueError: another `error`.
+        ValueError: another `error` or `storage`, or an `initializer` for a storage that has its own.
     """
 
     def __init__(
@@ -102,13 +106,24 @@ class DirectFeedbackAlignment(LearningRule):
         seed: int | None = None,
         cuts: Sequence[str] | None = None,
         error: str = "plain",
+        storage: str = "dense",
     ):
         super().__init__()
         if error not in ("plain", "sign"):
             raise ValueError(f"Invalid value for `error`: expected 'plain' or 'sign', received {error!r}.")
-        self.error = error
-        self.feedback = feedback.Random(_NOKLAND if initializer is None else initializer, scale, seed)
+        if storage not in STORAGES:
+            raise ValueError(f"Invalid value for `storage`: expected one of {STORAGES}, received {storage!r}.")
+        if initializer is not None and storage in ("shared", "regenerated"):
+            raise ValueError(
+                f"Invalid value for `initializer`: expected None, for {storage} projections are uniform, received "
+                f"{initializer!r}. Set `scale`, or use storage='dense'."
+            )
+        self.initializer = None if initializer is None else keras.initializers.get(initializer)
+        self.scale = scale
+        self.seed = seed
         self.cuts = None if cuts is None else tuple(cuts)
+        self.error = error
+        self.storage = storage
 
     def setup(self) -> None:
         self.stages = stages(self.model, self.cuts)
@@ -118,25 +133,17 @@ class DirectFeedbackAlignment(LearningRule):
                 f"Invalid value for `model`: expected a model with a point that all paths pass, received "
                 f"{self.model.name!r}, which can't be cut anywhere, so that direct feedback would be backpropagation."
             )
-        outputs = self.model.output_shape[1:]
-        dtype = "float64" if self.model.outputs[0].dtype == "float64" else "float32"  # that of the error
-        self.projections = []
-        for number, stage in enumerate(self.stages[:-1]):
-            units = stage.output_shape[1:]
-            if None in units or None in outputs:
+        outputs, shapes = self.model.output_shape[1:], []
+        for stage in self.stages[:-1]:
+            shapes.append(stage.output_shape[1:])
+            if None in shapes[-1] or None in outputs:
                 raise ValueError(
                     f"Invalid value for `model`: direct feedback needs stages of a fixed size, received the output "
                     f"shape {stage.output_shape} at {stage.name!r}. Give the model a fixed input shape."
                 )
-            self.projections.append(
-                keras.Variable(
-                    self.feedback.initializer(number),
-                    shape=(math.prod(outputs), math.prod(units)),
-                    dtype=dtype,
-                    trainable=False,
-                    name=f"projection_{number}",
-                )
-            )
+        dtype = "float64" if self.model.outputs[0].dtype == "float64" else "float32"  # that of the error
+        draws = (self.initializer, self.scale, self.seed)
+        self._projections = make_projections(self.storage, *draws, math.prod(outputs), shapes, dtype)
 
     def compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None = None) -> Update:
         weights = example_weights(x, weights)
@@ -152,7 +159,7 @@ class DirectFeedbackAlignment(LearningRule):
             penalty = regularization(self.model, weights, loss.dtype)  # of the whole: stages may share a layer
         error = self.broadcast(y, outputs)
         error = tf.reshape(error, [tf.shape(error)[0], -1]) * tf.cast(weights, error.dtype)[:, tf.newaxis]
-        signals = [project(error, b.value, h) for b, h in zip(self.projections, hidden, strict=True)]
+        signals = [shaped(b.project(error), h) for b, h in zip(self._projections, hidden, strict=True)]
         ones = [tf.ones_like(loss), tf.ones_like(penalty)]
         gradients = tape.gradient(
             [*hidden, loss, penalty], values, output_gradients=[*signals, *ones], unconnected_gradients="zero"
@@ -168,15 +175,22 @@ class DirectFeedbackAlignment(LearningRule):
     def pathways(self, x: tf.Tensor) -> list[tuple[str, tf.Tensor, tf.Tensor]]:
         """Each hidden stage's projection, and what it stands in for: the outputs' mean Jacobian by its units."""
         names = [stage.layers[-1].name for stage in self.stages[:-1]]
-        projections = [projection.value for projection in self.projections]
+        projections = [tf.convert_to_tensor(projection) for projection in self.projections]
         return list(zip(names, mean_jacobians(self.stages, x), projections, strict=True))
 
     @property
     def variables(self) -> list[keras.Variable]:
-        return self.projections
+        return list({id(v): v for projection in self._projections for v in projection.variables}.values())
+
+    @property
+    def projections(self) -> list[Any]:
+        """$B_l$ of each hidden stage, `(outputs, units)`: variables if dense; otherwise tensors, made to look at."""
+        return [projection.matrix for projection in self._projections]
 
     def get_config(self) -> dict[str, Any]:
-        return {**self.feedback.get_config(), "cuts": self.cuts, "error": self.error}
+        initializer = self.initializer and keras.initializers.serialize(self.initializer)
+        names = ("scale", "seed", "cuts", "error", "storage")
+        return {"initializer": initializer, **{name: getattr(self, name) for name in names}}
 
 
 @register
@@ -189,7 +203,7 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
     Frenkel, Lefebvre & Bol 2021, "Learning without feedback" (Frontiers in Neuroscience 15:629892).
 
     Args:
-        initializer, scale, seed, cuts: as in `DirectFeedbackAlignment`.
+        initializer, scale, seed, cuts, storage: as in `DirectFeedbackAlignment`.
     """
 
     def __init__(
@@ -198,8 +212,9 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
         scale: float = 1.0,
         seed: int | None = None,
         cuts: Sequence[str] | None = None,
+        storage: str = "dense",
     ):
-        super().__init__(initializer, scale, seed, cuts)
+        super().__init__(initializer, scale, seed, cuts, storage=storage)
 
     def broadcast(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         return self.loss.target(y, outputs)
@@ -208,4 +223,4 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
         return []  # targets are no errors: there is nothing that their projection should equal
 
     def get_config(self) -> dict[str, Any]:
-        return {**self.feedback.get_config(), "cuts": self.cuts}
+        return {name: value for name, value in super().get_config().items() if name != "error"}

@@ -54,7 +54,8 @@ class FeedbackRule(Backpropagation):
 
     def make_network(self) -> keras.Model:
         network = with_feedback(self.model, self.feedback, self.last_layer, self.allow_backpropagation)
-        self.feedback_layers = [layer for layer in network.layers if isinstance(layer, Feedback)]
+        wrapped = [layer for layer in network.layers if isinstance(layer, Feedback)]
+        self.feedback_layers = list(dict.fromkeys(wrapped))  # Sequential lists a layer as often as it is used
         for layer in self.feedback_layers:
             layer.step = self.step
         return network

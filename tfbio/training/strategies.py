@@ -32,8 +32,8 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         return _multi_worker()
     if name == "parameter_server":
         raise ValueError(
-            "Invalid value for `strategy`: expected a synchronous one, received 'parameter_server', under which workers "
-            "update each other's weights between a step's forward and backward pass, so that a rule's gradient is no "
+            "Invalid value for `strategy`: expected a synchronous one, received 'parameter_server', under which "
+            "workers update each other's weights between a step's forward and backward pass, so that a rule's gradient is no "
             "longer the one that it defines. Use 'multi_worker'."
         )
     raise ValueError(
