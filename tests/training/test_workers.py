@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-
 from tfbio.run import _restored
 from tfbio.training.strategies import make_strategy, slurm_cluster
 
