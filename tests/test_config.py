@@ -36,7 +36,7 @@ def tiny_data(monkeypatch):
 
 
 def test_the_tree_is_found():
-    assert len(FILES) > 20 and len(COMPLETE) == 13
+    assert len(FILES) > 20 and len(COMPLETE) == 19
 
 
 @pytest.mark.parametrize("file", FILES)
