@@ -40,7 +40,7 @@ def tiny_data(monkeypatch):
 
 
 def test_the_tree_is_found():
-    assert len(FILES) > 20 and len(COMPLETE) == 27
+    assert len(FILES) > 20 and len(COMPLETE) == 33
 
 
 @pytest.mark.parametrize("file", FILES)

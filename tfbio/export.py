@@ -1,5 +1,8 @@
 """Hands a trained network back: an ordinary `.keras` file and a SavedModel, with no tfbio inside.
 
+Locally connected layers, which Keras no longer has, are written to the `.keras` file as stock layers that compute the
+same (`tfbio.layers.plain`); a `LocallyConnected2DTranspose` stays itself, so that loading it there takes tfbio.
+
 What is saved is the user's own model, whose weights the rule has trained; wrappers and feedback weights stay behind. On
 request the preprocessing and the output activation are put around it, so that raw uint8 images go in and probabilities
 come out.
@@ -10,6 +13,7 @@ from typing import Any
 
 import keras
 
+from tfbio.layers import plain
 from tfbio.losses import Loss, MeanSquaredError, SigmoidCrossEntropy, SoftmaxCrossEntropy
 
 __all__ = ["export", "with_preprocessing"]
@@ -45,7 +49,7 @@ def export(model: keras.Model, directory: str) -> tuple[str, str]:
     """Writes `model.keras` and the SavedModel `saved_model/` below `directory`.
 
     Args:
-        model: a plain Keras model.
+        model: a Keras model; of tfbio's own layers, it may have locally connected ones.
         directory: made if need be; earlier exports in it are replaced.
 
     Returns:
@@ -53,6 +57,6 @@ def export(model: keras.Model, directory: str) -> tuple[str, str]:
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    model.save(folder / "model.keras")
+    plain(model).save(folder / "model.keras")
     model.export(str(folder / "saved_model"), verbose=False)
     return str(folder / "model.keras"), str(folder / "saved_model")

@@ -62,6 +62,58 @@ def test_published_networks(name, input_shape, classes, parameters):
     assert {type(layer).__module__.split(".")[0] for layer in model.layers} == {"keras"}
 
 
+def local(kernel, channels, filters, side):
+    return side * side * conv(kernel, channels, filters)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "parameters"),
+    [
+        (
+            "mnist",
+            local(3, 1, 32, 14) + local(3, 32, 64, 7) + dense(7 * 7 * 64, 1024) + dense(1024, 10),
+        ),
+        (
+            "cifar10",
+            local(5, 3, 64, 16)
+            + local(5, 64, 128, 8)
+            + local(3, 128, 256, 8)
+            + dense(8 * 8 * 256, 1024)
+            + dense(1024, 10),
+        ),
+        (
+            "imagenet",
+            local(9, 3, 48, 56)
+            + local(3, 48, 48, 28)
+            + local(5, 48, 96, 28)
+            + local(3, 96, 96, 14)
+            + local(3, 96, 192, 14)
+            + local(3, 192, 192, 7)
+            + local(3, 192, 384, 7)
+            + dense(7 * 7 * 384, 1000),
+        ),
+    ],
+)
+def test_published_locally_connected_networks(dataset, parameters):
+    with keras.StatelessScope(initialize_variables=False):  # a gigabyte for ImageNet, were it allocated
+        model = getattr(models, f"bartunov_{dataset}_lc")()
+        twin = getattr(models, f"bartunov_{dataset}_conv")()
+    assert model.count_params() == parameters
+    assert round(parameters / 1e6, 2) == {"mnist": 4.19, "cifar10": 50.04, "imagenet": 259.86}[dataset]
+    for layer, other in zip(model.layers, twin.layers, strict=True):
+        assert layer.output.shape == other.output.shape
+        assert getattr(layer, "activation", None) is getattr(other, "activation", None)
+    assert model.layers[0].name == "local_1"
+
+
+def test_a_locally_connected_network_starts_at_its_convolutional_twin_s_scale():
+    deviations = [
+        [np.std(layer.kernel) for layer in network((16, 16, 3), 10, ((3, 32, 2), (5, 64, 1)), (20,)).layers[:2]]
+        for network in (models.convolutional, models.locally_connected)
+    ]
+    np.testing.assert_allclose(*deviations, rtol=0.05)
+
+
 def test_spatial_chain_of_the_imagenet_network():
     shapes = [layer.output.shape[1:3] for layer in models.bartunov_imagenet_conv().layers[:-2]]
     assert shapes == [(side, side) for side in (56, 28, 28, 14, 14, 7, 7)]

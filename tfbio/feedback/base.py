@@ -20,25 +20,33 @@ class FeedbackWeights:
     #: True if the variable learns: a rule then returns an update for it.
     learned = False
 
-    def initializer(self, index: int) -> Callable[..., tf.Tensor] | None:
+    def initializer(self, index: int, fans: tuple[float, float] | None = None) -> Callable[..., tf.Tensor] | None:
         """What to fill the kernel's own feedback variable with.
 
         Args:
             index: the kernel's number in the network, so that one seed gives each kernel its own draw.
+            fans: the kernel's (fan-in, fan-out); None for what its shape says.
 
         Returns:
             A Keras initializer, `(shape, dtype) -> tensor`; None if no variable is needed.
         """
-        del index
+        del index, fans
         return None
 
-    def __call__(self, kernel: tf.Tensor, variable: tf.Tensor | None, key: tf.Tensor) -> tf.Tensor:
+    def __call__(
+        self,
+        kernel: tf.Tensor,
+        variable: tf.Tensor | None,
+        key: tf.Tensor,
+        fans: tuple[float, float] | None = None,
+    ) -> tf.Tensor:
         """The backward weights for one pass.
 
         Args:
             kernel: the forward weights, in the layer's compute dtype.
             variable: this kernel's feedback variable, of the same shape and dtype; None if `initializer` gave none.
             key: (the kernel's number, the step), int64: what a draw for this pass is a function of.
+            fans: the kernel's (fan-in, fan-out); None for what its shape says.
 
         Returns:
             The backward weights, of the kernel's shape and dtype.

@@ -3,7 +3,8 @@ r"""Fixed random feedback: $B$ is drawn once and never changes.
 Lillicrap et al. 2016, "Random synaptic feedback weights support error backpropagation for deep learning" (Nature
 Communications 7:13276): the error passes back through $B$ instead of $W^\top$, and $W$ comes to align with it.
 
-The literature's scales, all Keras initializers (fan-in and fan-out are the kernel's):
+The literature's scales, all Keras initializers (fan-in and fan-out are the kernel's; where a layer shares no
+weights between positions, those of one position):
 
 | source | initializer |
 |---|---|
@@ -20,6 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfbio.fans import with_fans
 from tfbio.feedback.base import FeedbackWeights
 from tfbio.serialization import register
 
@@ -63,11 +65,19 @@ class Random(FeedbackWeights):
         self.scale = scale
         self.seed = seed
 
-    def initializer(self, index: int) -> Callable[..., tf.Tensor]:
+    def initializer(self, index: int, fans: tuple[float, float] | None = None) -> Callable[..., tf.Tensor]:
         draw = seeded(self._initializer, self.seed, index)
+        if fans is not None:
+            draw = with_fans(draw, fans)
         return lambda shape, dtype=None: self.scale * draw(shape, dtype=dtype)
 
-    def __call__(self, kernel: tf.Tensor, variable: tf.Tensor | None, key: tf.Tensor) -> tf.Tensor:
+    def __call__(
+        self,
+        kernel: tf.Tensor,
+        variable: tf.Tensor | None,
+        key: tf.Tensor,
+        fans: tuple[float, float] | None = None,
+    ) -> tf.Tensor:
         return variable
 
     def get_config(self) -> dict[str, Any]:

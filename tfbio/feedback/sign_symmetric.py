@@ -27,6 +27,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfbio.fans import fans_of
 from tfbio.feedback.base import FeedbackWeights
 from tfbio.feedback.random import seeded
 from tfbio.serialization import register
@@ -37,12 +38,6 @@ _MAGNITUDES = ("uniform", "batch", "fixed")
 _DISTRIBUTIONS = ("uniform", "normal")
 # Numbers of the draws of masks, beyond those of kernels: a mask must not depend on its kernel's magnitudes.
 _MASKS = 1 << 20
-
-
-def _fans(shape: tuple[int, ...]) -> tuple[float, float]:
-    """Fan-in and fan-out of a kernel `(…window, in, out)`."""
-    window = math.prod(shape[:-2])
-    return float(window * shape[-2]), float(window * shape[-1])
 
 
 @register
@@ -84,7 +79,7 @@ class SignSymmetric(FeedbackWeights):
         self.concordance = concordance
         self.seed = seed
 
-    def initializer(self, index: int) -> Callable[..., tf.Tensor] | None:
+    def initializer(self, index: int, fans: tuple[float, float] | None = None) -> Callable[..., tf.Tensor] | None:
         if self.magnitude != "fixed" and self.concordance == 1.0:
             return None
         upper = math.sqrt(3.0) if self.distribution == "uniform" else 1.0
@@ -100,14 +95,20 @@ class SignSymmetric(FeedbackWeights):
 
         return draw
 
-    def __call__(self, kernel: tf.Tensor, variable: tf.Tensor | None, key: tf.Tensor) -> tf.Tensor:
+    def __call__(
+        self,
+        kernel: tf.Tensor,
+        variable: tf.Tensor | None,
+        key: tf.Tensor,
+        fans: tuple[float, float] | None = None,
+    ) -> tf.Tensor:
         kernel = tf.convert_to_tensor(kernel)
         feedback = tf.sign(kernel)
         if variable is not None:
             feedback *= tf.cast(variable, kernel.dtype)
         if self.magnitude == "batch":
             feedback *= self._magnitudes(kernel.shape, kernel.dtype, key)
-        return feedback * self._factor(kernel, feedback)
+        return feedback * self._factor(kernel, feedback, fans or fans_of(kernel.shape))
 
     def _magnitudes(self, shape: Any, dtype: tf.DType, key: tf.Tensor) -> tf.Tensor:
         """Non-negative draws whose mean square is 1, a function of the seed and the key."""
@@ -117,8 +118,8 @@ class SignSymmetric(FeedbackWeights):
             return upper * tf.random.stateless_uniform(shape, seed, dtype=dtype, alg="philox")
         return tf.abs(tf.random.stateless_normal(shape, seed, dtype=dtype, alg="philox"))
 
-    def _factor(self, kernel: tf.Tensor, feedback: tf.Tensor) -> tf.Tensor:
-        fan_in, fan_out = _fans(tuple(kernel.shape))
+    def _factor(self, kernel: tf.Tensor, feedback: tf.Tensor, fans: tuple[float, float]) -> tf.Tensor:
+        fan_in, fan_out = fans
         if self.scale == "norm":
             wide = tf.float64 if kernel.dtype == tf.float64 else tf.float32
             norms = [tf.norm(tf.cast(weights, wide)) for weights in (kernel, feedback)]

@@ -16,5 +16,11 @@ __all__ = ["Symmetric"]
 class Symmetric(FeedbackWeights):
     """The forward weights themselves."""
 
-    def __call__(self, kernel: tf.Tensor, variable: tf.Tensor | None, key: tf.Tensor) -> tf.Tensor:
+    def __call__(
+        self,
+        kernel: tf.Tensor,
+        variable: tf.Tensor | None,
+        key: tf.Tensor,
+        fans: tuple[float, float] | None = None,
+    ) -> tf.Tensor:
         return kernel

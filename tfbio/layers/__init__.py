@@ -1,6 +1,21 @@
-"""Layers that Keras lacks: the `Feedback` wrapper, and what it needs to know of a layer's kernels."""
+"""Layers that Keras lacks: the `Feedback` wrapper, what it needs to know of kernels, and locally connected layers."""
 
+from tfbio.layers.conversion import from_convolution, from_keras2, plain, to_keras2
 from tfbio.layers.feedback import Feedback
-from tfbio.layers.kernels import is_exact, is_weighted, kernels
+from tfbio.layers.kernels import fans, is_exact, is_weighted, kernels
+from tfbio.layers.locally_connected import LocallyConnected1D, LocallyConnected2D, LocallyConnected2DTranspose
 
-__all__ = ["Feedback", "is_exact", "is_weighted", "kernels"]
+__all__ = [
+    "Feedback",
+    "LocallyConnected1D",
+    "LocallyConnected2D",
+    "LocallyConnected2DTranspose",
+    "fans",
+    "from_convolution",
+    "from_keras2",
+    "is_exact",
+    "is_weighted",
+    "kernels",
+    "plain",
+    "to_keras2",
+]

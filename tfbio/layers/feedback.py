@@ -22,7 +22,7 @@ import keras
 import tensorflow as tf
 
 from tfbio import feedback as feedback_weights
-from tfbio.layers.kernels import kernels
+from tfbio.layers.kernels import fans, kernels
 from tfbio.serialization import register
 
 __all__ = ["Feedback"]
@@ -71,7 +71,7 @@ class Feedback(keras.layers.Wrapper):
         self._feedback_variables = []
         for number, kernel in enumerate(kernels(self.layer)):
             # A layer has one or two kernels: two numbers a layer keep all draws of a network apart.
-            initializer = self.feedback.initializer(2 * self.index + number)
+            initializer = self.feedback.initializer(2 * self.index + number, fans(self.layer, kernel))
             variable = None
             if initializer is not None:
                 variable = self.add_weight(
@@ -93,7 +93,8 @@ class Feedback(keras.layers.Wrapper):
         """The backward weights of this step."""
         step = tf.constant(0, tf.int64) if self.step is None else tf.convert_to_tensor(self.step)
         keys = [tf.stack([tf.constant(2 * self.index + number, tf.int64), step]) for number in range(len(forward))]
-        return [self.feedback(*each) for each in zip(forward, variables, keys, strict=True)]
+        counts = [fans(self.layer, kernel) for kernel in kernels(self.layer)]
+        return [self.feedback(*each) for each in zip(forward, variables, keys, counts, strict=True)]
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         forward = [tf.convert_to_tensor(kernel.value) for kernel in kernels(self.layer)]

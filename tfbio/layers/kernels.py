@@ -7,11 +7,16 @@ A layer of your own joins the first kind by naming its kernels, in the order in 
 
     class MyDense(keras.layers.Layer):
         feedback_kernels = ("kernel",)
+
+Feedback weights are scaled by the kernel's fans. A layer whose kernel holds one window for each position says the shape
+of one, `(…window, in, out)`, in the attribute `window_shape`, for its fans are those of the window.
 """
 
 import keras
 
-__all__ = ["is_exact", "is_weighted", "kernels"]
+from tfbio.fans import fans_of
+
+__all__ = ["fans", "is_exact", "is_weighted", "kernels"]
 
 _LAYERS = keras.layers
 _KERNELS = {
@@ -49,6 +54,11 @@ def _kernel_names(layer: keras.layers.Layer) -> tuple[str, ...]:
     if names is None:
         names = next((names for cls, names in _KERNELS.items() if isinstance(layer, cls)), ())
     return names
+
+
+def fans(layer: keras.layers.Layer, kernel: keras.Variable) -> tuple[float, float]:
+    """Fan-in and fan-out of one of a built layer's kernels: of one position, where each has weights of its own."""
+    return fans_of(getattr(layer, "window_shape", kernel.shape))
 
 
 def is_weighted(layer: keras.layers.Layer) -> bool:

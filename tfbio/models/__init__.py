@@ -8,24 +8,31 @@ from tfbio.models.alexnet import alexnet
 from tfbio.models.bartunov import (
     bartunov_cifar10_conv,
     bartunov_cifar10_fc,
+    bartunov_cifar10_lc,
     bartunov_imagenet_conv,
+    bartunov_imagenet_lc,
     bartunov_mnist_conv,
     bartunov_mnist_fc,
+    bartunov_mnist_lc,
 )
 from tfbio.models.lenet import lenet
-from tfbio.models.networks import convolutional, fully_connected
+from tfbio.models.networks import convolutional, fully_connected, locally_connected
 from tfbio.models.resnet import resnet18, resnet20, resnet50, resnet56
 
 __all__ = [
     "alexnet",
     "bartunov_cifar10_conv",
     "bartunov_cifar10_fc",
+    "bartunov_cifar10_lc",
     "bartunov_imagenet_conv",
+    "bartunov_imagenet_lc",
     "bartunov_mnist_conv",
     "bartunov_mnist_fc",
+    "bartunov_mnist_lc",
     "convolutional",
     "fully_connected",
     "lenet",
+    "locally_connected",
     "resnet18",
     "resnet20",
     "resnet50",

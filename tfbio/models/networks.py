@@ -1,14 +1,17 @@
-"""Plain feedforward networks of any size: stock Keras layers in a chain, under fixed names.
+"""Plain feedforward networks of any size: layers in a chain, under fixed names.
 
-Layers are called `conv_1`, `conv_2`, …, `dense_1`, …, `logits`, not by Keras's running numbers, which depend on what
-else a process has built: figures of single layers can then be compared between runs.
+Layers are called `conv_1`, `conv_2`, … (`local_1`, … where weights are not shared), `dense_1`, …, `logits`, not by
+Keras's running numbers, which depend on what else a process has built: figures of single layers can then be compared
+between runs.
 """
 
 from collections.abc import Sequence
 
 import keras
 
-__all__ = ["convolutional", "fully_connected"]
+from tfbio.layers import LocallyConnected2D
+
+__all__ = ["convolutional", "fully_connected", "locally_connected"]
 
 
 def fully_connected(
@@ -67,6 +70,44 @@ def convolutional(
     Raises:
         ValueError: if `input_shape` is not that of an image, or an entry of `filters` has not three numbers.
     """
+    layers = _image_layers(keras.layers.Conv2D, "conv", input_shape, filters, activation, kernel_initializer, padding)
+    return keras.Sequential([*layers, *_dense_layers(units, classes, activation, kernel_initializer)], name=name)
+
+
+def locally_connected(
+    input_shape: Sequence[int],
+    classes: int,
+    filters: Sequence[tuple[int, int, int]] = ((5, 64, 2), (5, 128, 2), (3, 256, 1)),
+    units: Sequence[int] = (1024,),
+    activation: str | None = "tanh",
+    kernel_initializer: str | keras.Initializer = "glorot_uniform",
+    padding: str = "same",
+    name: str = "locally_connected",
+) -> keras.Sequential:
+    """The network of `convolutional`, without shared weights: each position has a kernel and a bias of its own.
+
+    Args: those of `convolutional`.
+
+    Returns:
+        a built model from images of shape `(batch, *input_shape)` to logits of shape `(batch, classes)`.
+
+    Raises:
+        ValueError: as `convolutional`.
+    """
+    layers = _image_layers(LocallyConnected2D, "local", input_shape, filters, activation, kernel_initializer, padding)
+    return keras.Sequential([*layers, *_dense_layers(units, classes, activation, kernel_initializer)], name=name)
+
+
+def _image_layers(
+    layer: type[keras.layers.Layer],
+    prefix: str,
+    input_shape: Sequence[int],
+    filters: Sequence[tuple[int, int, int]],
+    activation: str | None,
+    kernel_initializer: str | keras.Initializer,
+    padding: str,
+) -> list[keras.layers.Layer]:
+    """The layers that begin a network of images: windows of one kind, then a vector."""
     if len(input_shape) != 3:
         raise ValueError(
             f"Invalid value for `input_shape`: expected (height, width, channels), received {tuple(input_shape)}."
@@ -78,11 +119,9 @@ def convolutional(
                 f"Invalid value for `filters`: expected entries (kernel size, filters, stride), received {entry}."
             )
         kernel_size, channels, stride = entry
-        options = {"activation": activation, "kernel_initializer": kernel_initializer, "name": f"conv_{number}"}
-        layers.append(keras.layers.Conv2D(channels, kernel_size, stride, padding, **options))
-    layers.append(keras.layers.Flatten(name="flatten"))
-    layers += _dense_layers(units, classes, activation, kernel_initializer)
-    return keras.Sequential(layers, name=name)
+        options = {"activation": activation, "kernel_initializer": kernel_initializer, "name": f"{prefix}_{number}"}
+        layers.append(layer(channels, kernel_size, stride, padding, **options))
+    return [*layers, keras.layers.Flatten(name="flatten")]
 
 
 def _dense_layers(
