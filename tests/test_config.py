@@ -12,11 +12,17 @@ from tfbio import run as runs
 
 TREE = Path(tfbio.__file__).parent.parent / "gin"
 FILES = sorted(str(path.relative_to(TREE)) for path in TREE.rglob("*.gin"))
-COMPLETE = [
-    file
-    for file in FILES
-    if file == "quickstart.gin" or ("/bartunov" in file and Path(file).stem in ("bp", "fa", "dfa"))
-]
+COMPLETE = [file for file in FILES if file == "quickstart.gin" or ("/bartunov" in file and Path(file).stem != "common")]
+RULES = {
+    "bp": "Backpropagation",
+    "fa": "FeedbackAlignment",
+    "dfa": "DirectFeedbackAlignment",
+    "tp": "TargetPropagation",
+    "dtp": "DifferenceTargetPropagation",
+    "sdtp": "SimplifiedDifferenceTargetPropagation",
+    "ao_sdtp": "AuxiliaryOutputSDTP",
+    "quickstart": "FeedbackAlignment",
+}
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
 
@@ -36,7 +42,7 @@ def tiny_data(monkeypatch):
 
 
 def test_the_tree_is_found():
-    assert len(FILES) > 20 and len(COMPLETE) == 13
+    assert len(FILES) > 20 and len(COMPLETE) == 41
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -54,12 +60,17 @@ def test_every_run_takes_a_step(file, tiny_data, tmp_path):
     params = ["train.epochs=1", "train.jit_compile=False", "train.gradient_angle=False", "train.batch_size=6"]
     result = config.run_train([file], params, str(tmp_path), quiet=True)
     assert result["steps"] == 1 and np.isfinite(result["final"]["train_loss"])
-    rule = {"bp": "Backpropagation", "fa": "FeedbackAlignment", "dfa": "DirectFeedbackAlignment"}
-    expected = rule.get(Path(file).stem, "FeedbackAlignment")
+    name, _, schedule = Path(file).stem.rpartition("_") if Path(file).stem not in RULES else (Path(file).stem, "", "")
+    expected = RULES[name]
     assert result["labels"]["rule"] == expected
     # What was asked for, in full, can be parsed again and is the same run.
     config.parse([str(tmp_path / "config.gin")], [])
-    assert runs._Assembly(config.load_run()).describe()["rule"]["class_name"] == expected
+    description = runs._Assembly(config.load_run()).describe()
+    assert description["rule"]["class_name"] == expected
+    assert description["rule"].get("schedule", "") == schedule or not schedule
+    if "tp" in name:  # inverses have an optimizer with settings of their own
+        assert description["feedback_optimizer"]["class_name"] == "Adam"
+        assert description["feedback_optimizer"]["learning_rate"] != description["optimizer"]["learning_rate"]
     assert "train.epochs = 1" in (tmp_path / "operative_config.gin").read_text()
 
 
