@@ -1,5 +1,6 @@
 """Every gin file parses, builds and takes a step; bad ones are refused in a sentence."""
 
+import re
 from pathlib import Path
 
 import gin
@@ -19,8 +20,19 @@ RULES = {
     "kp": "KolenPollack",
     "wm": "WeightMirror",
     **dict.fromkeys(("usf", "brsf", "frsf"), "SignSymmetry"),
+    "tp": "TargetPropagation",
+    "dtp": "DifferenceTargetPropagation",
+    "sdtp": "SimplifiedDifferenceTargetPropagation",
+    "ao_sdtp": "AuxiliaryOutputSDTP",
 }
-COMPLETE = [file for file in FILES if file == "quickstart.gin" or (file[:5] == "runs/" and Path(file).stem in RULES)]
+
+
+def rule_of(file):
+    """The rule that a run's file is called after, or None."""
+    return RULES.get(re.sub("_(parallel|alternating)$", "", Path(file).stem))
+
+
+COMPLETE = [file for file in FILES if file == "quickstart.gin" or (file[:5] == "runs/" and rule_of(file))]
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
 
@@ -40,7 +52,7 @@ def tiny_data(monkeypatch):
 
 
 def test_the_tree_is_found():
-    assert len(FILES) > 20 and len(COMPLETE) == 33
+    assert len(FILES) > 20 and len(COMPLETE) == 61
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -58,11 +70,17 @@ def test_every_run_takes_a_step(file, tiny_data, tmp_path):
     params = ["train.epochs=1", "train.jit_compile=False", "train.alignment=False", "train.batch_size=6"]
     result = config.run_train([file], params, str(tmp_path), quiet=True)
     assert result["steps"] == 1 and np.isfinite(result["final"]["train_loss"])
-    expected = RULES.get(Path(file).stem, "FeedbackAlignment")
+    expected = rule_of(file) or "FeedbackAlignment"
     assert result["labels"]["rule"] == expected
     # What was asked for, in full, can be parsed again and is the same run.
     config.parse([str(tmp_path / "config.gin")], [])
-    assert runs._Assembly(config.load_run()).describe()["rule"]["class_name"] == expected
+    description = runs._Assembly(config.load_run()).describe()
+    assert description["rule"]["class_name"] == expected
+    schedule = re.search("_(parallel|alternating)$", Path(file).stem)
+    assert schedule is None or description["rule"]["schedule"] == schedule[1]
+    if expected.endswith(("TargetPropagation", "SDTP")):  # inverses have an optimizer with settings of their own
+        assert description["feedback_optimizer"]["class_name"] == "Adam"
+        assert description["feedback_optimizer"]["learning_rate"] != description["optimizer"]["learning_rate"]
     assert "train.epochs = 1" in (tmp_path / "operative_config.gin").read_text()
 
 

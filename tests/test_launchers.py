@@ -29,8 +29,14 @@ fi
 @pytest.fixture
 def folder(tmp_path):
     shutil.copytree(LAUNCHERS, tmp_path / "launchers")
-    functions = 'root=$PWD\nenvironment=$PWD/bin_\ndry_run=${dry_run:-}\nrun() { if [ -n "${dry_run:-}" ]; then echo "$@"; else "$@"; fi; }\n'
-    (tmp_path / "launchers" / "_environment.sh").write_text(functions + "prepare_environment() { :; }\n")
+    functions = (
+        "root=$PWD",
+        "environment=$PWD/bin_",
+        "dry_run=${dry_run:-}",
+        'run() { if [ -n "$dry_run" ]; then echo "$@"; else "$@"; fi; }',
+        "prepare_environment() { :; }",
+    )
+    (tmp_path / "launchers" / "_environment.sh").write_text("\n".join(functions) + "\n")
     program = tmp_path / "bin_" / "bin" / "tfbio"
     program.parent.mkdir(parents=True)
     program.write_text(PROGRAM)

@@ -10,6 +10,22 @@ import pytest
 import tfbio
 from tfbio import feedback, losses, rules
 
+
+@keras.saving.register_keras_serializable(package="tests")
+def own_inverse(stage, activation):
+    return tfbio.inverse(stage, activation, fully_connected=True)
+
+
+TARGETS = {
+    "noise": (0.1, 0.2, 0.3),
+    "reduction": "mean",
+    "schedule": "alternating",
+    "period": 7,
+    "inverse": own_inverse,
+    "cuts": ("hidden",),
+    "seed": 3,
+}
+
 # Class → arguments that differ from all defaults.
 OBJECTS = {
     feedback.Learned: {"initializer": "he_normal", "scale": 0.5, "seed": 3},
@@ -69,6 +85,15 @@ OBJECTS = {
         "last_layer": "symmetric",
         "allow_backpropagation": ("lstm",),
     },
+    rules.TargetPropagation: {**TARGETS, "reconstruction": "denoise"},
+    rules.DifferenceTargetPropagation: {
+        **TARGETS,
+        "reconstruction": "denoise",
+        "target_step": 0.3,
+        "target_reduction": "batch",
+    },
+    rules.SimplifiedDifferenceTargetPropagation: {**TARGETS, "reconstruction": "preserve"},
+    rules.AuxiliaryOutputSDTP: {**TARGETS, "reconstruction": "preserve", "auxiliary_units": 3},
     rules.SignSymmetry: {
         "magnitude": "batch",
         "scale": 0.1,
@@ -89,11 +114,17 @@ def test_every_public_class_is_in_the_table():
     assert {cls for cls in public if inspect.isclass(cls)} == set(OBJECTS) | ABSTRACT
 
 
+def parameters(cls):
+    """The constructor's arguments, with those of the base class where it takes `**options` for it."""
+    signature = inspect.signature(cls.__init__).parameters
+    own = {name: p for name, p in signature.items() if name != "self" and p.kind == p.POSITIONAL_OR_KEYWORD}
+    passed_on = "options" in signature
+    return {**parameters(cls.__mro__[1]), **own} if passed_on else own
+
+
 @pytest.mark.parametrize("cls", OBJECTS, ids=lambda cls: cls.__name__)
 def test_the_table_says_something_about_every_argument(cls):
-    signature = inspect.signature(cls.__init__).parameters
-    arguments = {name for name, p in signature.items() if name != "self" and p.kind == p.POSITIONAL_OR_KEYWORD}
-    assert set(OBJECTS[cls]) == arguments
+    assert set(OBJECTS[cls]) == set(parameters(cls))
 
 
 @pytest.mark.parametrize("kwargs", [True, False], ids=["all arguments", "defaults"])
@@ -120,7 +151,7 @@ def test_round_trip(cls, kwargs):
 def test_arguments_reach_the_config(cls):
     """A round trip alone would not see an argument that is dropped on both ways."""
     config = cls(**OBJECTS[cls]).get_config()
-    defaults = {k: p.default for k, p in inspect.signature(cls.__init__).parameters.items()}
+    defaults = {k: p.default for k, p in parameters(cls).items()}
     for name in OBJECTS[cls]:
         assert config[name] != defaults[name], name
 

@@ -96,8 +96,8 @@ def inverse(
         extra_units: units that come beside the stage's output, along its last axis (AO-SDTP's auxiliary output).
 
     Returns:
-        A built model from `(batch, *stage output)` to `(batch, *stage input)`. Its weights have the dtype of the stage's
-        and it computes in that dtype under mixed precision too: targets are small differences of its values.
+        A built model from `(batch, *stage output)` to `(batch, *stage input)`. Its weights have the dtype of the
+        stage's, and it computes in that dtype under mixed precision too: targets are small differences of its values.
 
     Raises:
         ValueError: the stage has a layer without a mirror, branches, or has no fixed shapes.
@@ -164,9 +164,9 @@ def _chain(stage: keras.Model) -> list[Node]:
 def _mirror(call: Node, inputs: Any, activation: Any, options: dict[str, Any]) -> Any:
     """`call`'s layer in reverse."""
     layer, shape = call.layer, tuple(call.inputs[0].shape[1:])
-    for cls, function in _MIRRORS.items():
-        if isinstance(layer, cls):
-            return function(layer, inputs, shape, activation, options)
+    for cls in type(layer).__mro__:
+        if cls in _MIRRORS:
+            return _MIRRORS[cls](layer, inputs, shape, activation, options)
     known = sorted(cls.__name__ for cls in _MIRRORS)
     raise ValueError(
         f"Invalid value for `stage`: no mirror is known for layer {layer.name!r} ({type(layer).__name__}). Those of "

@@ -108,11 +108,11 @@ class Network:
             t[last - 1] = h[last - 1] - g(last, h[last]) + g(last, target)
         else:
             t[last - 1] = g(last, target)
-        for l in range(last - 2, 0, -1):
-            t[l] = g(l + 1, t[l + 1])
+        for k in range(last - 2, 0, -1):
+            t[k] = g(k + 1, t[k + 1])
             if self.kind != "tp":
-                t[l] = h[l] + t[l] - g(l + 1, h[l + 1])
-        return [(h[l], t[l]) for l in range(1, last + 1)]
+                t[k] = h[k] + t[k] - g(k + 1, h[k + 1])
+        return [(h[k], t[k]) for k in range(1, last + 1)]
 
     def gradients(self, x, target, weights, noise):
         """Of all layers, then of all inverses; `noise[number]` is standard normal, the shape of the stage's input."""

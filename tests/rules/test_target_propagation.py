@@ -104,7 +104,7 @@ def test_targets_and_gradients_are_numpy_s_for_twenty_steps(kind, net, options, 
     numpy = mirrored(kind, rule, noise=0.3, **OWN.get(kind, {}), **options)
     noise = {}
     monkeypatch.setattr(rule, "_draw", lambda number, like: noise[number])
-    for step in range(20):
+    for _ in range(20):
         x, y = batch(model)
         onehot, weights = np.eye(3)[y], RANDOM.uniform(0.1, 1, len(x))
         inputs = numpy.forward(flat(x))

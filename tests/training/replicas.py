@@ -14,8 +14,15 @@ tf.config.set_logical_device_configuration(
 )
 
 
-# Rules whose defaults would leave a part of them untried.
-RULES = {"wm": {"class_name": "wm", "config": {"interval": 3}}}
+# Rules whose defaults would leave a part of them untried; noise that is each replica's own is left out.
+RULES = {
+    "wm": {"class_name": "wm", "config": {"interval": 3}},
+    "dtp": {"class_name": "dtp", "config": {"noise": 0.0}},
+    "ao_sdtp": {
+        "class_name": "ao_sdtp",
+        "config": {"noise": 0.0, "auxiliary_units": 3, "schedule": "alternating", "period": 5},
+    },
+}
 
 
 def network(normalized=True):
@@ -42,7 +49,7 @@ def train(strategy, rule, stream, jit_compile, **clipping):
         optimizer = keras.optimizers.AdamW(1e-2, **clipping)
     trainer = tfbio.Trainer(
         model,
-        rule,
+        RULES.get(rule, rule),
         optimizer,
         strategy=strategy,
         jit_compile=jit_compile,
@@ -74,6 +81,7 @@ def main(rule: Any) -> None:
             if name != "seconds":
                 np.testing.assert_allclose(history[name], values, rtol=1e-3, err_msg=f"{option} {name}")
         variables = [*double.model.variables, *double.rule.variables, *double.optimizer.variables]
+        variables += double.feedback_optimizer.variables if double.feedback_optimizer else []
         for variable in variables:
             replicas = [value.numpy() for value in two.experimental_local_results(variable.value)]
             assert len(replicas) == 2, variable.path

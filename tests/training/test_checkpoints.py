@@ -11,6 +11,9 @@ import pytest
 import tfbio
 from tfbio.training import CheckpointError, Checkpoints, TrainingInterrupted
 
+#: In the middle of a turn, with an optimizer for each kind of variables.
+AO_SDTP = {"class_name": "ao_sdtp", "config": {"auxiliary_units": 3, "schedule": "alternating", "period": 3}}
+
 
 def make(rule, seed, jit_compile=False, **options):
     """A trainer with everything that has a state: dropout, batch normalisation, momentum, feedback."""
@@ -39,7 +42,8 @@ def data():
 
 
 def state(trainer):
-    groups = (trainer.model.variables, trainer.rule.variables, trainer.optimizer.variables)
+    optimizers = [o for o in (trainer.optimizer, trainer.feedback_optimizer) if o is not None]
+    groups = (trainer.model.variables, trainer.rule.variables, *(o.variables for o in optimizers))
     return [variable.numpy() for group in groups for variable in group]
 
 
@@ -65,6 +69,10 @@ class StopAt(keras.callbacks.Callback):
         ("brsf", 9, False),
         ("kp", 10, False),
         ({"class_name": "wm", "config": {"interval": 3}}, 8, False),
+        ("dtp", 8, False),
+        ("sdtp", 13, True),
+        ("tp", 3, False),
+        (AO_SDTP, 11, False),
     ],
 )
 def test_resumed_equals_uninterrupted(tmp_path, rule, stop, jit_compile):

@@ -13,10 +13,10 @@ the loss's own minimum, the one-hot label under softmax:
 
 | rule | top | below |
 |---|---|---|
-| `TargetPropagation` | $t_L = t$ | $t_l = g_{l+1}(t_{l+1})$ |
-| `DifferenceTargetPropagation` | $t_{L-1} = h_{L-1} - \alpha \, \partial \ell / \partial h_{L-1}$ | $t_l = h_l + g_{l+1}(t_{l+1}) - g_{l+1}(h_{l+1})$ |
-| `SimplifiedDifferenceTargetPropagation` | $t_L = t$ | the same |
-| `AuxiliaryOutputSDTP` | $t_L = [t, z]$ for $h_L = [h_L, z]$ | the same |
+| `tp` | $t_L = t$ | $t_l = g_{l+1}(t_{l+1})$ |
+| `dtp` | $t_{L-1} = h_{L-1} - \alpha \, ∂\ell / ∂h_{L-1}$ | $t_l = h_l + g_{l+1}(t_{l+1}) - g_{l+1}(h_{l+1})$ |
+| `sdtp` | $t_L = t$ | the same |
+| `ao_sdtp` | $t_L = [t, z]$ for $h_L = [h_L, z]$ | the same |
 
 $z = \tanh(h_{L-1} A)$ are fixed random features, which tell the top inverse more of $h_{L-1}$ than ten classes do.
 
@@ -241,7 +241,7 @@ class TargetPropagation(LearningRule):
         return [(tf.stop_gradient(h), tf.stop_gradient(t)) for h, t in zip(activations, targets, strict=True)]
 
     def targets(self, x: tf.Tensor, y: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        """`(activation, target)` of each stage on a batch; the last stage's are its prediction and what it should be."""
+        """`(activation, target)` of each stage on a batch; the last one's are the prediction and the loss's target."""
         with keras.StatelessScope(), tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             inputs, outputs = self._forward(tf.nest.map_structure(tf.convert_to_tensor, x), tape)
         return self._targets(tape, inputs, outputs, y, example_weights(x, None))

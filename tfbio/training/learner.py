@@ -46,9 +46,9 @@ class Learner(keras.Model):
             self.rule = type(self.rule).from_config(self.rule.get_config())
         if len(self.rule.phases) > 1:
             raise ValueError(
-                f"Invalid value for `rule`: expected one whose variables all learn at every step, received a "
-                f"{type(self.rule).__name__} whose groups take turns, for which Keras's loop has no means. Use "
-                "tfbio.Trainer, or settings of the rule without turns (schedule='parallel', interval=1)."
+                "Invalid value for `rule`: expected one whose variables all learn at every step, received a "
+                f"{type(self.rule).__name__} whose variables take turns, which Keras's loop can't let them. Use "
+                "tfbio.Trainer, or settings without turns (schedule='parallel', interval=1)."
             )
         self.rule.build(self.model, losses.get(loss))
         super().compile(optimizer=optimizer, loss=None, metrics=None, **kwargs)

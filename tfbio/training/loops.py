@@ -99,8 +99,8 @@ class Loops:
         with tf.control_dependencies(tf.nest.flatten(gradients)):
             gradients = tf.nest.map_structure(tf.identity, gradients)
         unscaled = tf.cast(loss, tf.float32) * tf.math.divide_no_nan(tf.reduce_sum(weights), tf.reduce_sum(scaled))
-        for optimizer, its_gradients, variables in self._steps(gradients):
-            optimizer.apply(globally_clipped(optimizer, its_gradients, self._replicas), variables)
+        for optimizer, own, variables in self._steps(gradients):
+            optimizer.apply(globally_clipped(optimizer, own, self._replicas), variables)
         self._averages.add(y, outputs, importance)
         return unscaled
 

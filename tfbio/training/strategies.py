@@ -33,8 +33,8 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     if name == "parameter_server":
         raise ValueError(
             "Invalid value for `strategy`: expected a synchronous one, received 'parameter_server', under which "
-            "workers update each other's weights between a step's forward and backward pass, so that a rule's gradient is no "
-            "longer the one that it defines. Use 'multi_worker'."
+            "workers update each other's weights between a step's forward and backward pass, so that a rule's gradient "
+            "is no longer the one that it defines. Use 'multi_worker'."
         )
     raise ValueError(
         f"Invalid value for `strategy`: expected 'one_device', 'mirrored' or 'multi_worker', received {name!r}."
