@@ -99,8 +99,8 @@ def test_a_folder_of_runs_does_not_hide_the_gin_tree(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m tfbio` does
-    config.parse(["runs/digits.gin"], [])
-    assert gin.query_parameter("train.name")
+    config.parse(["runs/digits.gin"], ["train.rule=@Backpropagation"])
+    assert gin.query_parameter("train.epochs") == 60
 
 
 def test_nothing_is_left_of_an_earlier_configuration():

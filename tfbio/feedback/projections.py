@@ -10,11 +10,11 @@ connected ImageNet network of Bartunov et al. 2018, who could not hold them. Fou
 | `"regenerated"` | two integers | $U(\pm 1/\sqrt{n_l})$, drawn anew in each step, the same in every one |
 | `"broadcast"` | outputs × channels a stage | one column a channel, the same at all positions |
 
-*Shared*: Launay, Poli, Boniface & Krzakala 2020 (arXiv:2006.12878). *Regenerated*: the numbers of a counter-based
-generator are a function of (seed, stage, tile); each tile of columns is drawn, multiplied with the error and dropped,
-so that no feedback is ever in memory beyond one tile. *Broadcast* is another rule: every unit of a channel gets the
-same signal, as in the convolutional direct feedback of BioTorch (Sanfiz & Akrout 2021, arXiv:2108.13446), where a
-transposed convolution of the broadcast error does this up to borders and strides.
+*Shared*: Launay, Poli, Boniface & Krzakala 2020 (arXiv:2006.12878). *Regenerated*: random bits that are a function of
+(seed, stage, tile, position), `tfbio.feedback.bits`; each tile of columns is drawn, multiplied with the error and
+dropped, so that no feedback is ever in memory beyond one tile. *Broadcast* is another rule: every unit of a channel
+gets the same signal, as in the convolutional direct feedback of BioTorch (Sanfiz & Akrout 2021, arXiv:2108.13446),
+where a transposed convolution of the broadcast error does this up to borders and strides.
 """
 
 import math
@@ -24,14 +24,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfbio.feedback.bits import stateless_bits
 from tfbio.feedback.random import Random
 
 __all__ = ["STORAGES", "Projection", "make_projections"]
 
 STORAGES = ("dense", "shared", "regenerated", "broadcast")
 
-# Numbers in a tile at most: 4 MiB of random bits. Another value draws other matrices.
-_TILE = 1 << 20
+# Numbers in a tile at most: 1 MiB, to stay in a cache. Another value draws other matrices.
+_TILE = 1 << 18
 
 # Nøkland's code: U(±1/√n) with n the units that receive the signal.
 _NOKLAND = {
@@ -83,14 +84,14 @@ class Dense(Projection):
 
 
 class Shared(Projection):
-    """The first columns of a matrix that all stages have in common."""
+    """The first columns of a matrix that all stages have in common; kept transposed, so that they lie together."""
 
     def __init__(self, variable: keras.Variable, *geometry):
         super().__init__(*geometry)
         self.variables = [variable]
 
     def project(self, error: tf.Tensor) -> tf.Tensor:
-        return tf.matmul(error / math.sqrt(self.units), self.variables[0].value[:, : self.units])
+        return tf.matmul(error / math.sqrt(self.units), self.variables[0].value[: self.units], transpose_b=True)
 
 
 class Regenerated(Projection):
@@ -117,11 +118,7 @@ class Regenerated(Projection):
 
         def tile(number: tf.Tensor) -> tf.Tensor:
             key = seed + tf.stack([tf.zeros((), tf.int64), number + (self._number << 32)])
-            # Bits, for Philox gives the same ones with and without XLA, and on every device; ready-made floats differ.
-            bits = tf.random.stateless_uniform(
-                (self.outputs, self._columns), key, minval=None, maxval=None, dtype=tf.int32, alg="philox"
-            )
-            return tf.matmul(error, tf.cast(bits, error.dtype))
+            return tf.matmul(error, tf.cast(stateless_bits((self.outputs, self._columns), key), error.dtype))
 
         if self._tiles == 1:
             return tile(tf.constant(0, tf.int64))
@@ -172,7 +169,7 @@ def make_projections(
     if storage == "shared":
         widest = max(map(math.prod, shapes))
         uniform = Random(keras.initializers.RandomUniform(-1.0, 1.0), scale, seed)
-        variable = _variable(uniform.initializer(0), (outputs, widest), dtype, "projection")
+        variable = _variable(uniform.initializer(0), (widest, outputs), dtype, "projection")
         return [Shared(variable, *each) for each in geometry]
     if seed is None:
         seed = keras.initializers.RandomUniform().seed  # the next of Keras's global generator
