@@ -24,7 +24,7 @@ def measure(storage: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Milliseconds for one batch (median), the bytes kept, and the growth of the process's peak memory in MiB."""
     import tensorflow as tf
 
-    from tfbio.feedback.projections import make_projections
+    from tfbio.feedback.projections import make_projections, project_all
 
     error = tf.random.stateless_normal((arguments.batch_size, arguments.outputs), (0, 0))
     tf.matmul(error, error, transpose_b=True)  # what TensorFlow needs to begin with
@@ -34,7 +34,7 @@ def measure(storage: str, arguments: argparse.Namespace) -> dict[str, float]:
 
     @tf.function(jit_compile=arguments.jit_compile)
     def run(error):
-        return tf.add_n([tf.reduce_sum(projection.project(error)) for projection in projections])
+        return tf.add_n([tf.reduce_sum(signal) for signal in project_all(projections, error)])
 
     seconds = []
     for _ in range(arguments.rounds + 1):

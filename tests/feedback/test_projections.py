@@ -97,9 +97,9 @@ def test_regenerated_projections_never_hold_more_than_a_tile(small_tiles):
 def test_shared_projections_are_slices_of_one_matrix():
     made = make("shared")
     (variable,) = {id(v): v for p in made for v in p.variables}.values()
-    assert variable.shape == (1024, 10)
+    assert variable.shape == (10, 1024)
     for projection in made:
-        expected = variable.numpy()[: projection.units].T / np.sqrt(projection.units)
+        expected = variable.numpy()[:, : projection.units] / np.sqrt(projection.units)
         np.testing.assert_allclose(projection.matrix, expected, rtol=1e-6)
 
 

@@ -27,7 +27,7 @@ import tensorflow as tf
 from tfbio.feedback.bits import stateless_bits
 from tfbio.feedback.random import Random
 
-__all__ = ["STORAGES", "Projection", "make_projections"]
+__all__ = ["STORAGES", "Projection", "make_projections", "project_all"]
 
 STORAGES = ("dense", "shared", "regenerated", "broadcast")
 
@@ -58,9 +58,17 @@ class Projection:
     def __init__(self, outputs: int, shape: Sequence[int], dtype: str):
         self.outputs, self.shape, self.units, self.dtype = outputs, tuple(shape), math.prod(shape), dtype
 
+    def common(self, error: tf.Tensor) -> tf.Tensor:
+        """What the projections of all stages begin with, to be computed once."""
+        return error
+
+    def own(self, common: tf.Tensor) -> tf.Tensor:
+        """$e B_l$, `(batch, units)`, from what `common` gave."""
+        raise NotImplementedError
+
     def project(self, error: tf.Tensor) -> tf.Tensor:
         """$e B_l$: from `(batch, outputs)` to `(batch, units)`."""
-        raise NotImplementedError
+        return self.own(self.common(error))
 
     @property
     def matrix(self) -> Any:
@@ -75,7 +83,7 @@ class Dense(Projection):
         super().__init__(*geometry)
         self.variables = [_variable(initializer, (self.outputs, self.units), self.dtype, name)]
 
-    def project(self, error: tf.Tensor) -> tf.Tensor:
+    def own(self, error: tf.Tensor) -> tf.Tensor:
         return tf.matmul(error, self.variables[0].value)
 
     @property
@@ -84,14 +92,17 @@ class Dense(Projection):
 
 
 class Shared(Projection):
-    """The first columns of a matrix that all stages have in common; kept transposed, so that they lie together."""
+    """The first columns of a matrix that all stages have in common: one product serves them all."""
 
     def __init__(self, variable: keras.Variable, *geometry):
         super().__init__(*geometry)
         self.variables = [variable]
 
-    def project(self, error: tf.Tensor) -> tf.Tensor:
-        return tf.matmul(error / math.sqrt(self.units), self.variables[0].value[: self.units], transpose_b=True)
+    def common(self, error: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(error, self.variables[0].value)
+
+    def own(self, common: tf.Tensor) -> tf.Tensor:
+        return common[:, : self.units] / math.sqrt(self.units)
 
 
 class Regenerated(Projection):
@@ -112,7 +123,7 @@ class Regenerated(Projection):
         # Random bits are integers in ±2³¹.
         self._factor = scale * 2.0**-31 / math.sqrt(self.units)
 
-    def project(self, error: tf.Tensor) -> tf.Tensor:
+    def own(self, error: tf.Tensor) -> tf.Tensor:
         error *= tf.constant(self._factor, error.dtype)
         seed = tf.convert_to_tensor(self.variables[0].value)
 
@@ -136,7 +147,7 @@ class Broadcast(Projection):
         super().__init__(*geometry)
         self.variables = [_variable(initializer, (self.outputs, self.shape[-1]), self.dtype, name)]
 
-    def project(self, error: tf.Tensor) -> tf.Tensor:
+    def own(self, error: tf.Tensor) -> tf.Tensor:
         return tf.tile(tf.matmul(error, self.variables[0].value), [1, self.units // self.shape[-1]])
 
 
@@ -169,9 +180,15 @@ def make_projections(
     if storage == "shared":
         widest = max(map(math.prod, shapes))
         uniform = Random(keras.initializers.RandomUniform(-1.0, 1.0), scale, seed)
-        variable = _variable(uniform.initializer(0), (widest, outputs), dtype, "projection")
+        variable = _variable(uniform.initializer(0), (outputs, widest), dtype, "projection")
         return [Shared(variable, *each) for each in geometry]
     if seed is None:
         seed = keras.initializers.RandomUniform().seed  # the next of Keras's global generator
     words = _variable(lambda shape, dtype: tf.constant([seed, 0], dtype), (2,), "int64", "projection_seed")
     return [Regenerated(words, number, scale, *each) for number, each in enumerate(geometry)]
+
+
+def project_all(projections: Sequence[Projection], error: tf.Tensor) -> list[tf.Tensor]:
+    """$e B_l$ for every stage, `(batch, units)` each; all have the same storage."""
+    common = projections[0].common(error) if projections else error
+    return [projection.own(common) for projection in projections]
