@@ -10,11 +10,11 @@ connected ImageNet network of Bartunov et al. 2018, who could not hold them. Fou
 | `"regenerated"` | two integers | $U(\pm 1/\sqrt{n_l})$, drawn anew in each step, the same in every one |
 | `"broadcast"` | outputs × channels a stage | one column a channel, the same at all positions |
 
-*Shared*: Launay, Poli, Boniface & Krzakala 2020 (arXiv:2006.12878). *Regenerated*: the numbers of a counter-based
-generator are a function of (seed, stage, tile); each tile of columns is drawn, multiplied with the error and dropped,
-so that no feedback is ever in memory beyond one tile. *Broadcast* is another rule: every unit of a channel gets the
-same signal, as in the convolutional direct feedback of BioTorch (Sanfiz & Akrout 2021, arXiv:2108.13446), where a
-transposed convolution of the broadcast error does this up to borders and strides.
+*Shared*: Launay, Poli, Boniface & Krzakala 2020 (arXiv:2006.12878). *Regenerated*: random bits that are a function of
+(seed, stage, tile, position), `tfbio.feedback.bits`; each tile of columns is drawn, multiplied with the error and
+dropped, so that no feedback is ever in memory beyond one tile. *Broadcast* is another rule: every unit of a channel
+gets the same signal, as in the convolutional direct feedback of BioTorch (Sanfiz & Akrout 2021, arXiv:2108.13446),
+where a transposed convolution of the broadcast error does this up to borders and strides.
 """
 
 import math
@@ -24,14 +24,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfbio.feedback.bits import stateless_bits
 from tfbio.feedback.random import Random
 
-__all__ = ["STORAGES", "Projection", "make_projections"]
+__all__ = ["STORAGES", "Projection", "make_projections", "project_all"]
 
 STORAGES = ("dense", "shared", "regenerated", "broadcast")
 
-# Numbers in a tile at most: 4 MiB of random bits. Another value draws other matrices.
-_TILE = 1 << 20
+# Numbers in a tile at most: 1 MiB, to stay in a cache. Another value draws other matrices.
+_TILE = 1 << 18
 
 # Nøkland's code: U(±1/√n) with n the units that receive the signal.
 _NOKLAND = {
@@ -57,9 +58,17 @@ class Projection:
     def __init__(self, outputs: int, shape: Sequence[int], dtype: str):
         self.outputs, self.shape, self.units, self.dtype = outputs, tuple(shape), math.prod(shape), dtype
 
+    def common(self, error: tf.Tensor) -> tf.Tensor:
+        """What the projections of all stages begin with, to be computed once."""
+        return error
+
+    def own(self, common: tf.Tensor) -> tf.Tensor:
+        """$e B_l$, `(batch, units)`, from what `common` gave."""
+        raise NotImplementedError
+
     def project(self, error: tf.Tensor) -> tf.Tensor:
         """$e B_l$: from `(batch, outputs)` to `(batch, units)`."""
-        raise NotImplementedError
+        return self.own(self.common(error))
 
     @property
     def matrix(self) -> Any:
@@ -74,7 +83,7 @@ class Dense(Projection):
         super().__init__(*geometry)
         self.variables = [_variable(initializer, (self.outputs, self.units), self.dtype, name)]
 
-    def project(self, error: tf.Tensor) -> tf.Tensor:
+    def own(self, error: tf.Tensor) -> tf.Tensor:
         return tf.matmul(error, self.variables[0].value)
 
     @property
@@ -83,14 +92,17 @@ class Dense(Projection):
 
 
 class Shared(Projection):
-    """The first columns of a matrix that all stages have in common."""
+    """The first columns of a matrix that all stages have in common: one product serves them all."""
 
     def __init__(self, variable: keras.Variable, *geometry):
         super().__init__(*geometry)
         self.variables = [variable]
 
-    def project(self, error: tf.Tensor) -> tf.Tensor:
-        return tf.matmul(error / math.sqrt(self.units), self.variables[0].value[:, : self.units])
+    def common(self, error: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(error, self.variables[0].value)
+
+    def own(self, common: tf.Tensor) -> tf.Tensor:
+        return common[:, : self.units] / math.sqrt(self.units)
 
 
 class Regenerated(Projection):
@@ -111,17 +123,13 @@ class Regenerated(Projection):
         # Random bits are integers in ±2³¹.
         self._factor = scale * 2.0**-31 / math.sqrt(self.units)
 
-    def project(self, error: tf.Tensor) -> tf.Tensor:
+    def own(self, error: tf.Tensor) -> tf.Tensor:
         error *= tf.constant(self._factor, error.dtype)
         seed = tf.convert_to_tensor(self.variables[0].value)
 
         def tile(number: tf.Tensor) -> tf.Tensor:
             key = seed + tf.stack([tf.zeros((), tf.int64), number + (self._number << 32)])
-            # Bits, for Philox gives the same ones with and without XLA, and on every device; ready-made floats differ.
-            bits = tf.random.stateless_uniform(
-                (self.outputs, self._columns), key, minval=None, maxval=None, dtype=tf.int32, alg="philox"
-            )
-            return tf.matmul(error, tf.cast(bits, error.dtype))
+            return tf.matmul(error, tf.cast(stateless_bits((self.outputs, self._columns), key), error.dtype))
 
         if self._tiles == 1:
             return tile(tf.constant(0, tf.int64))
@@ -139,7 +147,7 @@ class Broadcast(Projection):
         super().__init__(*geometry)
         self.variables = [_variable(initializer, (self.outputs, self.shape[-1]), self.dtype, name)]
 
-    def project(self, error: tf.Tensor) -> tf.Tensor:
+    def own(self, error: tf.Tensor) -> tf.Tensor:
         return tf.tile(tf.matmul(error, self.variables[0].value), [1, self.units // self.shape[-1]])
 
 
@@ -178,3 +186,9 @@ def make_projections(
         seed = keras.initializers.RandomUniform().seed  # the next of Keras's global generator
     words = _variable(lambda shape, dtype: tf.constant([seed, 0], dtype), (2,), "int64", "projection_seed")
     return [Regenerated(words, number, scale, *each) for number, each in enumerate(geometry)]
+
+
+def project_all(projections: Sequence[Projection], error: tf.Tensor) -> list[tf.Tensor]:
+    """$e B_l$ for every stage, `(batch, units)` each; all have the same storage."""
+    common = projections[0].common(error) if projections else error
+    return [projection.own(common) for projection in projections]

@@ -22,7 +22,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfbio.feedback.projections import STORAGES, make_projections
+from tfbio.feedback.projections import STORAGES, make_projections, project_all
 from tfbio.layers import is_weighted
 from tfbio.network import stages
 from tfbio.rules.backpropagation import regularization, weighted_loss
@@ -159,7 +159,7 @@ class DirectFeedbackAlignment(LearningRule):
             penalty = regularization(self.model, weights, loss.dtype)  # of the whole: stages may share a layer
         error = self.broadcast(y, outputs)
         error = tf.reshape(error, [tf.shape(error)[0], -1]) * tf.cast(weights, error.dtype)[:, tf.newaxis]
-        signals = [shaped(b.project(error), h) for b, h in zip(self._projections, hidden, strict=True)]
+        signals = [shaped(*pair) for pair in zip(project_all(self._projections, error), hidden, strict=True)]
         ones = [tf.ones_like(loss), tf.ones_like(penalty)]
         gradients = tape.gradient(
             [*hidden, loss, penalty], values, output_gradients=[*signals, *ones], unconnected_gradients="zero"

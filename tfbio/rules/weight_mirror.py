@@ -21,6 +21,7 @@ import keras
 import tensorflow as tf
 
 from tfbio import feedback as feedback_weights
+from tfbio.feedback.bits import stateless_bits
 from tfbio.layers import Feedback, kernels
 from tfbio.rules.base import Update, example_weights
 from tfbio.rules.feedback_alignment import FeedbackRule
@@ -39,8 +40,7 @@ def noise(shape: tuple[int, ...], key: tf.Tensor) -> tf.Tensor:
     Returns:
         ±1, float32.
     """
-    bits = tf.random.stateless_uniform(shape, key, minval=None, maxval=None, dtype=tf.int32, alg="philox")
-    return tf.where(bits < 0, -1.0, 1.0)
+    return tf.where(stateless_bits(shape, key) < 0, -1.0, 1.0)
 
 
 @register

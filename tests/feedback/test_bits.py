@@ -1,0 +1,48 @@
+"""Stateless bits against NumPy's integers, and against chance."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfbio.feedback.bits import stateless_bits
+
+
+def draw(shape, *key, jit_compile=None):
+    function = lambda k: stateless_bits(shape, k)  # noqa: E731
+    if jit_compile is not None:
+        function = tf.function(function, jit_compile=jit_compile)
+    return function(tf.constant(key, tf.int64)).numpy()
+
+
+def reference(shape, key):
+    words = tf.random.stateless_uniform((2,), key, minval=None, maxval=None, dtype=tf.uint32, alg="philox").numpy()
+    x = np.arange(np.prod(shape), dtype=np.uint32) + words[0]
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D) + words[1]
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return (x ^ (x >> np.uint32(16))).view(np.int32).reshape(shape)
+
+
+@pytest.mark.parametrize("jit_compile", [None, False, True], ids=["eager", "graph", "xla"])
+@pytest.mark.parametrize("shape", [(1,), (7, 33), (3, 5, 1000)])
+def test_bits_are_numpy_s(shape, jit_compile):
+    for key in ((0, 0), (3, 1 << 40), (-5, 7)):
+        np.testing.assert_array_equal(draw(shape, *key, jit_compile=jit_compile), reference(shape, key))
+
+
+def test_bits_look_random():
+    """Each bit, neighbouring numbers, and nearby keys, over 2¹⁸ numbers: all within five standard errors."""
+    count = 1 << 18
+    keys = [(seed, number) for seed in range(3) for number in (0, 1, 1 << 32)]
+    drawn = [draw((count,), *key).view(np.uint32) for key in keys]
+    for x in drawn:
+        bits = (x[:, None] >> np.arange(32, dtype=np.uint32)) & 1
+        assert np.abs(bits.mean(0) - 0.5).max() < 5 * 0.5 / np.sqrt(count)
+        cells = np.bincount(x >> np.uint32(24), minlength=256)  # chi squared of 255 degrees of freedom
+        assert abs(((cells - count / 256) ** 2).sum() / (count / 256) - 255) < 5 * np.sqrt(2 * 255)
+        u = x / 2.0**32 - 0.5
+        for lag in (1, 2, 10, 1000, 1024):
+            assert abs((u[lag:] * u[:-lag]).mean() * 12) < 5 / np.sqrt(count)
+    for i, a in enumerate(drawn):
+        for b in drawn[:i]:
+            same = np.unpackbits((a ^ b).view(np.uint8)).mean()
+            assert abs(same - 0.5) < 5 * 0.5 / np.sqrt(32 * count)
