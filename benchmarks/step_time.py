@@ -4,7 +4,8 @@
 
 Every contender is a step in a graph loop of the same form: Keras's is `model.train_step` after `compile`, a rule's is
 `tfbio.Learner(model, rule).train_step`. Each has a model of its own with the same initial weights, Adam, the same
-batch, and reports loss and accuracy. All run in turn, round by round, in this process; ratios are of the same round.
+batch, and reports loss and accuracy. All run in turn, round by round, in this process; ratios are of the same round,
+to the first network's Keras step where there are several (of one input shape and as many classes).
 """
 
 import argparse
@@ -42,7 +43,10 @@ def loop(model: keras.Model, x: tf.Tensor, y: tf.Tensor, steps: int, jit_compile
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--network", default="bartunov_mnist_fc", help="a function of tfbio.models or keras.applications"
+        "--network",
+        nargs="+",
+        default=["bartunov_mnist_fc"],
+        help="functions of tfbio.models or keras.applications",
     )
     parser.add_argument("--rules", nargs="+", default=["bp", "fa", "dfa"])
     parser.add_argument("--batch_size", type=int, default=128)
@@ -52,21 +56,25 @@ def main() -> None:
     parser.add_argument("--json", help="write the result here")
     arguments = parser.parse_args()
 
-    plain = network(arguments.network)
-    x = tf.random.stateless_uniform((arguments.batch_size, *plain.input_shape[1:]), seed=(0, 0))
-    y = tf.random.stateless_uniform((arguments.batch_size,), (0, 1), 0, plain.output_shape[-1], tf.int32)
-    plain.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    plain.train_on_batch(x, y)  # builds optimizer and metrics
+    shapes = network(arguments.network[0])
+    x = tf.random.stateless_uniform((arguments.batch_size, *shapes.input_shape[1:]), seed=(0, 0))
+    y = tf.random.stateless_uniform((arguments.batch_size,), (0, 1), 0, shapes.output_shape[-1], tf.int32)
     options = (x, y, arguments.steps, arguments.jit_compile)
-    contenders = {"keras": loop(plain, *options)}
-    for rule in arguments.rules:
-        learner = tfbio.Learner(network(arguments.network), rule)
-        learner.compile("adam", "softmax_cross_entropy")
-        contenders[rule] = loop(learner, *options)
+    contenders = {}
+    for name in arguments.network:
+        prefix = f"{name} " if len(arguments.network) > 1 else ""
+        plain = network(name)
+        plain.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+        plain.train_on_batch(x, y)  # builds optimizer and metrics
+        contenders[f"{prefix}keras"] = loop(plain, *options)
+        for rule in arguments.rules:
+            learner = tfbio.Learner(network(name), rule)
+            learner.compile("adam", "softmax_cross_entropy")
+            contenders[prefix + rule] = loop(learner, *options)
 
     seconds = interleaved(contenders, arguments.rounds, arguments.steps)
-    rows = ratios(seconds, "keras")
-    print(f"{arguments.network}, batch {arguments.batch_size}, XLA {arguments.jit_compile}, {machine()}")
+    rows = ratios(seconds, next(iter(contenders)))
+    print(f"{' '.join(arguments.network)}, batch {arguments.batch_size}, XLA {arguments.jit_compile}, {machine()}")
     print(table(rows))
     write(arguments.json, {"arguments": vars(arguments), "machine": machine(), "rows": rows})
 
