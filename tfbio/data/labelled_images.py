@@ -45,6 +45,9 @@ class LabelledImages:
             )
         object.__setattr__(self, "labels", self.labels.astype(np.int32))
 
+    def __len__(self) -> int:
+        return len(self.images)
+
     def take(self, indices: np.ndarray) -> "LabelledImages":
         """The examples at some indices.
 

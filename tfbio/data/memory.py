@@ -94,12 +94,7 @@ class InMemory:
         with tf.device(_HOST):
             if not self._shuffle:
                 return tf.range(self.examples)
-            seed = randomness.key(self._seed, randomness.ORDER, epoch)
-            # Sorted by 64 random bits each: ties, which would favour the earlier example, practically never happen.
-            numbers = tf.random.stateless_uniform(
-                [self.examples], seed, minval=None, maxval=None, dtype=tf.int64, alg=randomness.ALGORITHM
-            )
-            return tf.argsort(numbers, stable=True)
+            return randomness.permutation(randomness.key(self._seed, randomness.ORDER, epoch), self.examples)
 
     def batch(
         self,

@@ -6,7 +6,7 @@ give the same order of examples wherever a run is resumed.
 
 import tensorflow as tf
 
-__all__ = ["ALGORITHM", "AUGMENTATION", "ORDER", "key"]
+__all__ = ["ALGORITHM", "AUGMENTATION", "ORDER", "key", "permutation"]
 
 #: The generator behind every draw of this package.
 ALGORITHM = "philox"
@@ -31,3 +31,18 @@ def key(seed: int, purpose: int, *counters: int | tf.Tensor) -> tf.Tensor:
     for counter in counters:
         result = tf.random.experimental.stateless_fold_in(result, tf.cast(counter, tf.int64), alg=ALGORITHM)
     return result
+
+
+def permutation(key: tf.Tensor, count: int) -> tf.Tensor:
+    """A random order.
+
+    Args:
+        key: what `key` returned.
+        count: how many to bring into an order.
+
+    Returns:
+        the numbers from 0 to `count - 1`, shape `(count,)`, int32.
+    """
+    # Sorted by 64 random bits each: ties, which would favour the earlier number, practically never happen.
+    numbers = tf.random.stateless_uniform([count], key, minval=None, maxval=None, dtype=tf.int64, alg=ALGORITHM)
+    return tf.argsort(numbers, stable=True)

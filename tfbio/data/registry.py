@@ -2,19 +2,30 @@
 
 import dataclasses
 import os
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfbio.data import digits, tfds_sets
+from tfbio.data import digits, image_files, tfds_sets
 from tfbio.data.labelled_images import LabelledImages
 from tfbio.data.memory import InMemory
+from tfbio.data.record_files import RecordFiles
+from tfbio.data.streaming import Streaming
 
 __all__ = ["DatasetInfo", "load"]
 
 _SPLITS = ("train", "validation", "test")
-_NORMALIZATIONS = ("unit", "centered", "standardized", None)
+_NORMALIZATIONS = ("unit", "centered", "standardized", "imagenet", None)
+
+#: Mean and standard deviation of ImageNet's channels, from 0 to 1, as everybody uses them.
+_IMAGENET = (np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]))
+
+#: Side of images whose sizes vary, in pixels.
+_SIZE = 224
+
+Examples = LabelledImages | image_files.ImageFiles | RecordFiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,29 +65,42 @@ def load(
     shuffle: bool | None = None,
     drop_remainder: bool = False,
     data_dir: str | os.PathLike | None = None,
+    size: int | None = None,
+    resizing: str | None = None,
+    corrupt: str = "raise",
 ) -> tuple[tf.data.Dataset, DatasetInfo]:
-    """Loads one split of a data set that fits in memory.
+    """Loads one split of a data set: into memory, or, if its images' sizes vary or are too many, as a stream of files.
 
     Args:
-        name: `"digits"` (comes with scikit-learn), or any set of TensorFlow Datasets with an image of one size and a
-            label: `"mnist"`, `"fashion_mnist"`, `"cifar10"`, `"imagenet_resized/32x32"`, …
+        name: `"digits"` (comes with scikit-learn), or any set of TensorFlow Datasets with an image and a label:
+            `"mnist"`, `"fashion_mnist"`, `"cifar10"`, `"imagenet_resized/32x32"`, …, and, streamed, `"imagenette"`,
+            `"imagenet2012"`, …; or `"image_folder:<path>"`, streamed (`tfbio.data.image_files`).
         split: `"train"`, `"validation"` or `"test"`.
         batch_size: examples in a global batch, over all replicas.
         normalization: what `info.preprocessing` makes of pixels: `"unit"`: 0…1; `"centered"`: -1…1; `"standardized"`:
             mean 0 and variance 1 in each channel over all training data, held-out examples included, so that the
-            constants don't depend on `split` or `validation`; None: 0…255.
-        augmentation: None, `"flip"` (left to right, half of the images), `"crop"` (shifts by up to 4 pixels over zeros)
-            or `"flip_crop"`. The training split alone is augmented.
+            constants don't depend on `split` or `validation`; `"imagenet"`: the same with ImageNet's constants; None:
+            0…255. Streams take all but `"standardized"`.
+        augmentation: None; `"flip"` (left to right, half of the images); of sets in memory `"crop"` (shifts by up to 4
+            pixels over zeros) or `"flip_crop"`; of streams `"random_resized_crop"` or `"flip_random_resized_crop"`. The
+            training split alone is augmented.
         validation: how much of the training data to hold out as the validation split: a number of examples (int) or a
-            fraction (float). The same examples whatever the seed; test data is never touched.
+            fraction (float). The same examples whatever the seed; test data is never touched. (A set that calls its
+            labelled test data "validation", as ImageNet does, has them as the split `"test"` here.)
         seed: integer seed of order and augmentation.
         shuffle: whether every epoch has its own random order; None for the training split alone.
         drop_remainder: whether to leave out the last batch of an epoch when it is not full.
         data_dir: folder of sets prepared by TensorFlow Datasets; None for its default.
+        size: of streams: height and width of the images, in pixels; None for 224, or their own if all have the same.
+        resizing: of streams: what is done where no random crop is. `"crop"`: the shorter side to 8/7 of `size`, and the
+            centre of that; `"stretch"`: the whole picture to `size` × `size`; None for `"crop"` where sizes vary.
+        corrupt: of streams: `"raise"` an error that names a picture that can't be decoded, or `"skip"` it with weight 0
+            and log it.
 
     Returns:
-        a dataset of (uint8 images of shape `(batch, height, width, channels)`, int32 labels of shape `(batch,)`), of
-        which each pass is the next epoch; and its `DatasetInfo`.
+        a dataset of (uint8 images of shape `(batch, height, width, channels)`, int32 labels of shape `(batch,)`), and
+        of streams float32 weights (1, or 0 for what only fills a batch), of which each pass is the next epoch; and its
+        `DatasetInfo`.
 
     Raises:
         DataNotFoundError: if the data is not on this machine; says how to get it.
@@ -89,40 +113,67 @@ def load(
             f"Invalid value for `normalization`: expected one of {_NORMALIZATIONS}, received {normalization!r}."
         )
     examples = _read(name, "test" if split == "test" else "train", data_dir)
+    streamed = not isinstance(examples, LabelledImages)
+    _check_kind(name, streamed, normalization=normalization, size=size, resizing=resizing, corrupt=corrupt)
     if split != "test":
         examples = _hold_out(examples, split, validation)
-    memory = InMemory(
-        examples.images,
-        examples.labels,
-        batch_size,
-        seed=seed,
-        shuffle=split == "train" if shuffle is None else shuffle,
-        augmentation=augmentation if split == "train" else None,
-        drop_remainder=drop_remainder,
-    )
+    common = {
+        "seed": seed,
+        "shuffle": split == "train" if shuffle is None else shuffle,
+        "augmentation": augmentation if split == "train" else None,
+        "drop_remainder": drop_remainder,
+    }
+    if streamed:
+        varying = None in examples.shape
+        shape = (size or _SIZE,) * 2 + examples.shape[2:] if size or varying else examples.shape
+        resizing = resizing or ("crop" if varying else "stretch")
+        batches = Streaming(examples, batch_size, shape, resizing=resizing, corrupt=corrupt, **common)
+    else:
+        shape = examples.images.shape[1:]
+        batches = InMemory(examples.images, examples.labels, batch_size, **common)
     info = DatasetInfo(
         name=name,
         split=split,
         splits=_SPLITS if validation else ("train", "test"),
         classes=examples.classes,
-        shape=examples.images.shape[1:],
-        examples=memory.examples,
-        preprocessing=_preprocessing(name, normalization, data_dir),
+        shape=shape,
+        examples=batches.examples,
+        preprocessing=_preprocessing(name, normalization, data_dir, shape[-1]),
         class_names=examples.class_names,
     )
-    return memory.dataset(), info
+    return batches.dataset(), info
 
 
-def _read(name: str, split: str, data_dir: str | os.PathLike | None) -> LabelledImages:
+def _read(name: str, split: str, data_dir: str | os.PathLike | None) -> Examples:
     """A whole official split, `"train"` or `"test"`."""
     if name == "digits":
         return digits.read(split)
+    if name.startswith("image_folder:"):
+        return image_files.read(name.removeprefix("image_folder:"), split)
     return tfds_sets.read(name, split, data_dir and os.path.expanduser(data_dir))
 
 
-def _hold_out(examples: LabelledImages, split: str, validation: int | float) -> LabelledImages:
+def _check_kind(name: str, streamed: bool, normalization: str | None, **options: Any) -> None:
+    """Refuses options that belong to the other kind of set."""
+    if streamed and normalization == "standardized":
+        raise ValueError(
+            f"Invalid value for `normalization`: expected 'unit', 'centered', 'imagenet' or None for {name!r}, whose "
+            "images are streamed, received 'standardized'."
+        )
+    size = options["size"]
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ValueError(f"Invalid value for `size`: expected None or a positive integer, received {size!r}.")
+    for option, default in (("size", None), ("resizing", None), ("corrupt", "raise")):
+        if not streamed and options[option] != default:
+            raise ValueError(
+                f"Invalid value for `{option}`: expected {default!r} for {name!r}, which is held in memory as it is, "
+                f"received {options[option]!r}."
+            )
+
+
+def _hold_out(examples: Examples, split: str, validation: int | float) -> Examples:
     """The `"train"` or the `"validation"` part of the training data."""
-    total = len(examples.images)
+    total = len(examples)
     count = round(validation * total) if isinstance(validation, float) else validation
     if not 0 <= count < total or (count == 0 and validation != 0):
         raise ValueError(
@@ -137,11 +188,16 @@ def _hold_out(examples: LabelledImages, split: str, validation: int | float) -> 
                 "the split 'train'."
             )
         return examples
-    shuffled = np.random.RandomState(0).permutation(total)
+    if isinstance(examples, RecordFiles):
+        shuffled = np.arange(total)  # records are random as they lie, and a range of them is in a few files
+    else:
+        shuffled = np.random.RandomState(0).permutation(total)
     return examples.take(np.sort(shuffled[:-count] if split == "train" else shuffled[-count:]))
 
 
-def _preprocessing(name: str, normalization: str | None, data_dir: str | os.PathLike | None) -> keras.layers.Layer:
+def _preprocessing(
+    name: str, normalization: str | None, data_dir: str | os.PathLike | None, channels: int
+) -> keras.layers.Layer:
     """The layer from uint8 images to normalised floats."""
     if normalization == "unit":
         scale, offset = 1 / 255, 0.0
@@ -150,6 +206,14 @@ def _preprocessing(name: str, normalization: str | None, data_dir: str | os.Path
     elif normalization == "standardized":
         mean, deviation = _moments(_read(name, "train", data_dir).images)
         scale, offset = (1 / deviation).tolist(), (-mean / deviation).tolist()
+    elif normalization == "imagenet":
+        if channels != 3:
+            raise ValueError(
+                f"Invalid value for `normalization`: expected another than 'imagenet' for images of {channels} "
+                "channels, received 'imagenet'."
+            )
+        mean, deviation = _IMAGENET
+        scale, offset = (1 / (255 * deviation)).tolist(), (-mean / deviation).tolist()
     else:
         scale, offset = 1.0, 0.0
     # float32 whatever the policy: a bfloat16 model casts its input itself, and rounding here too would blur the pixels.

@@ -1,4 +1,4 @@
-"""Image classification sets prepared by TensorFlow Datasets, read whole.
+"""Image classification sets prepared by TensorFlow Datasets: small ones read whole, others found for streaming.
 
 This module only reads what is on disk: it never downloads, since a download in the middle of a job on a machine without
 a network ends minutes later in an error about something else. A set that is not there is an error at once, with the
@@ -11,21 +11,20 @@ import os
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
+from tfbio.data.errors import DataNotFoundError
 from tfbio.data.labelled_images import LabelledImages
+from tfbio.data.record_files import RecordFiles
 
-__all__ = ["DataNotFoundError", "read"]
+__all__ = ["read"]
 
-#: Largest split, in bytes as uint8, that is read into memory.
+#: Largest split, in bytes as uint8, that is read into memory; larger ones are streamed.
 LIMIT_BYTES = 4 * 2**30
 
 
-class DataNotFoundError(FileNotFoundError):
-    """A known data set is not prepared on this machine."""
-
-
 @functools.cache
-def read(name: str, split: str, data_dir: str | None = None) -> LabelledImages:
+def read(name: str, split: str, data_dir: str | None = None) -> LabelledImages | RecordFiles:
     """One split of a TensorFlow Datasets set, read once in a process.
 
     Args:
@@ -34,27 +33,22 @@ def read(name: str, split: str, data_dir: str | None = None) -> LabelledImages:
         data_dir: folder of prepared sets; None for `TFDS_DATA_DIR` or the default of TensorFlow Datasets.
 
     Returns:
-        the examples, in the order on disk.
+        the examples, in the order on disk: as arrays; or as files, if their sizes vary or memory is too small for them.
 
     Raises:
-        DataNotFoundError: if the set is not prepared in that folder; says how to.
-        ValueError: if there is no such set or split, or it is not one of uint8 images of one size with a class each, or
-            it does not fit in memory.
+        DataNotFoundError: if the set is not prepared in that folder; says how to; or if some of its files are missing.
+        ValueError: if there is no such set or split, or it is not one of uint8 images with a class each.
     """
     import tensorflow_datasets as tfds  # Here, because it is slow to import and other sets do without it.
 
     builder = _builder(name, data_dir)
-    label = _checked_label(name, builder)  # First: a set that can't be read whole is not worth preparing.
+    label = _checked_label(name, builder)  # First: a set that can't be used is not worth preparing.
     if not builder.is_prepared():
         raise DataNotFoundError(_how_to_prepare(name, builder, data_dir))
     split = _split(name, split, builder)
-    size = builder.info.splits[split].num_examples * int(np.prod(builder.info.features["image"].shape))
-    if size > LIMIT_BYTES:
-        raise ValueError(
-            f"Data set {name!r} has {size / 2**30:.1f} GiB of images in its split {split!r}, and only sets up to "
-            f"{LIMIT_BYTES / 2**30:.0f} GiB are read into memory. Larger ones need a streaming pipeline of their own: "
-            "pass the trainer a `tf.data.Dataset` that you build."
-        )
+    shape = builder.info.features["image"].shape
+    if None in shape or builder.info.splits["train"].num_examples * int(np.prod(shape)) > LIMIT_BYTES:
+        return _record_files(name, split, builder, label)
     arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
     return LabelledImages(arrays["image"], arrays["label"], label.num_classes, tuple(label.names))
 
@@ -98,7 +92,7 @@ def _how_to_prepare(name: str, builder: Any, data_dir: str | None) -> str:
 
 
 def _checked_label(name: str, builder: Any) -> Any:
-    """The label feature of a set that can be read whole."""
+    """The label feature of a set that can be used."""
     import tensorflow_datasets as tfds
 
     features = dict(builder.info.features)
@@ -108,11 +102,10 @@ def _checked_label(name: str, builder: Any) -> Any:
             f"Data set {name!r} is not one for image classification: expected the features image and label, received "
             f"{', '.join(features)}."
         )
-    if image.np_dtype != np.uint8 or None in image.shape:
+    if image.np_dtype != np.uint8:
         raise ValueError(
-            f"Data set {name!r} can't be read into memory: expected uint8 images of one size, received "
-            f"{np.dtype(image.np_dtype)} images of shape {image.shape} (None: varies). Pass the trainer a "
-            "`tf.data.Dataset` that you build, which resizes them."
+            f"Data set {name!r} can't be used: expected uint8 images, received {np.dtype(image.np_dtype)} images. Pass "
+            "the trainer a `tf.data.Dataset` that you build."
         )
     return label
 
@@ -125,3 +118,29 @@ def _split(name: str, split: str, builder: Any) -> str:
     if split not in splits:
         raise ValueError(f"Data set {name!r} has no split {split!r}: it has {', '.join(splits)}.")
     return split
+
+
+def _record_files(name: str, split: str, builder: Any, label: Any) -> RecordFiles:
+    """The files of a split, with what is in them."""
+    import tensorflow_datasets as tfds
+
+    info, features = builder.info.splits[split], builder.info.features
+    if builder.info.file_format != tfds.core.file_adapters.FileFormat.TFRECORD:
+        raise ValueError(
+            f"Data set {name!r} can't be streamed: expected it prepared as TFRecord files, received "
+            f"{builder.info.file_format.value}. Prepare it again with TensorFlow Datasets' default format."
+        )
+    decoders = {"image": tfds.decode.SkipDecoding()}
+
+    def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        example = features.deserialize_example(record, decoders=decoders)
+        return example["image"], tf.cast(example["label"], tf.int32)
+
+    paths = [str(path) for path in info.filepaths]
+    files = RecordFiles(paths, info.shard_lengths, parse, features["image"].shape, tuple(label.names))
+    first = next(iter(files.records(None, 0).take(1)))
+    if files.read(*first)[1] < 0:  # ImageNet's test data, say: the labels were never published
+        if split == "test" and "validation" in builder.info.splits:
+            return _record_files(name, "validation", builder, label)
+        raise ValueError(f"Data set {name!r} has no labels in its split {split!r}: choose another.")
+    return files

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfbio.losses import Loss
 
-__all__ = ["NonFiniteLoss", "check_batch", "check_no_collectives", "check_scope", "explain"]
+__all__ = ["DATA_ERRORS", "NonFiniteLoss", "check_batch", "check_no_collectives", "check_scope", "explain"]
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -86,11 +86,35 @@ def check_batch(model: keras.Model, loss: Loss, x: Any, y: Any, prepare: Callabl
         loss.check_labels(y, model.output_shape)
 
 
-def explain(error: tf.errors.OpError, phase: str) -> Exception:
-    """The error to raise for a failed loop: a sentence if the data ended or held bad labels, else the error itself."""
+#: Errors that data can cause.
+DATA_ERRORS = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.OutOfRangeError,
+    tf.errors.DataLossError,
+    tf.errors.NotFoundError,
+)
+
+
+def explain(error: tf.errors.OpError, phase: str, faults: Callable[[], list[str]]) -> Exception:
+    """The error to raise for a failed loop: a sentence if the data are why, else the error itself.
+
+    Args:
+        error: one of `DATA_ERRORS`.
+        phase: what went on.
+        faults: finds out which examples can't be read.
+    """
     if isinstance(error, tf.errors.OutOfRangeError):
         return ValueError(
             f"Invalid value for the data: it ended in the middle of {phase}. Pass fewer `steps_per_epoch`, or a data "
             "set whose cardinality is right."
+        )
+    try:
+        places = faults()
+    except DATA_ERRORS:  # not one example, but a whole file of them
+        places = []
+    if places:
+        return ValueError(
+            f"Invalid value for the data: expected pictures that can be decoded, received {places[0]}. Replace it, or "
+            "leave such pictures out with `corrupt='skip'` of tfbio.data.load."
         )
     return error

@@ -5,7 +5,7 @@ an epoch at any of its batches. Two kinds share one interface:
 
 * `MemoryFeed`, for sets that `tfbio.data` holds in memory: inside the loop's graph each replica gathers its own
   examples by index. No iterator, no copy, nothing to skip.
-* `StreamFeed`, for any other `tf.data.Dataset`, or a function from the epoch to one.
+* `StreamFeed`, for sets that `tfbio.data` streams, any other `tf.data.Dataset`, or a function from the epoch to one.
 
 `take` is called in cross-replica context, once a step, and returns the arguments for `strategy.run`; `unpack` turns
 them, on a replica, into `(x, y, weights, importance)`: `weights` are the factors of the examples in the update (they
@@ -17,7 +17,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfbio.data import memory_of
+from tfbio.data import memory_of, stream_of
 
 __all__ = ["MemoryFeed", "StreamFeed", "make_feed"]
 
@@ -49,12 +49,17 @@ class MemoryFeed:
         """The first batch, eagerly."""
         return self._memory.batch(self._memory.order(0), 0, 0)[:2]
 
+    def faults(self, epoch: int, first: int, count: int | None) -> list[str]:
+        """Where the examples of `count` batches are that can't be read: in memory, none."""
+        return []
+
 
 class StreamFeed:
     """Feeds batches of a `tf.data.Dataset`: `(x, y)` or `(x, y, sample_weight)`.
 
     Args:
-        source: a data set, or a function from the epoch (0, 1, …) to one. A plain data set is iterated once an epoch;
+        source: a data set, or a function from the epoch (0, 1, …) to one. Streams of `tfbio.data` are entered at any
+            batch at the cost of their indices or raw records. A plain data set is iterated once an epoch;
             to enter an epoch in its middle it is skipped forward, which repeats the same examples only if it yields
             them in the same order every time. Shuffled streams are passed as a function, seeded by the epoch.
         strategy: global batches are split over its replicas.
@@ -65,9 +70,11 @@ class StreamFeed:
     """
 
     def __init__(self, source: Source, strategy: tf.distribute.Strategy, steps_per_epoch: int | None = None):
-        self._source = source if callable(source) else lambda epoch: source
+        stream = None if callable(source) or steps_per_epoch is not None else stream_of(source)
+        self._source = stream.batches if stream else lambda epoch, first: _from(source, epoch, first)
+        self._stream = stream
         self._strategy = strategy
-        first = self._source(0)
+        first = self._source(0, 0)
         if not isinstance(first, tf.data.Dataset):
             raise ValueError(
                 "Invalid value for the data: expected a tf.data.Dataset of batches (x, y), or a function of the epoch "
@@ -89,9 +96,7 @@ class StreamFeed:
         """The handle for the epoch's loop: an iterator that stands before batch `first`."""
         position = epoch * self.steps_per_epoch + first
         if not (self._endless and self._at == position):
-            dataset = self._source(epoch)
-            skipped = position if self._endless else first
-            dataset = dataset.skip(skipped) if skipped else dataset
+            dataset = self._source(epoch, position if self._endless else first)
             self._iterator = iter(self._strategy.experimental_distribute_dataset(dataset))
         self._at = (epoch + 1) * self.steps_per_epoch
         return self._iterator
@@ -120,11 +125,21 @@ class StreamFeed:
             )
         return element[0], element[1]
 
+    def faults(self, epoch: int, first: int, count: int | None) -> list[str]:
+        """Where the examples of `count` batches (None: of all) are that can't be read, as far as that can be known."""
+        return self._stream.faults(epoch, first, count) if self._stream else []
+
+
+def _from(source: Source, epoch: int, first: int) -> tf.data.Dataset:
+    """An epoch from a batch on; what comes before is made and dropped."""
+    dataset = source(epoch) if callable(source) else source
+    return dataset.skip(first) if first else dataset
+
 
 def make_feed(
     data: Source, strategy: tf.distribute.Strategy, steps_per_epoch: int | None = None
 ) -> MemoryFeed | StreamFeed:
-    """The feed for `data`: the fast path for a set of `tfbio.data`, the general one for all else."""
+    """The feed for `data`: the fast path for a set held in memory, the general one for all else."""
     memory = None if callable(data) else memory_of(data)
     if memory is not None and steps_per_epoch is None:
         return MemoryFeed(memory, strategy)

@@ -16,7 +16,14 @@ from tfbio import losses, rules
 from tfbio.training.averages import Averages
 from tfbio.training.callbacks import CallbackModel, Progress
 from tfbio.training.checkpoints import Checkpoints
-from tfbio.training.checks import NonFiniteLoss, check_batch, check_no_collectives, check_scope, explain
+from tfbio.training.checks import (
+    DATA_ERRORS,
+    NonFiniteLoss,
+    check_batch,
+    check_no_collectives,
+    check_scope,
+    explain,
+)
 from tfbio.training.feeds import make_feed
 from tfbio.training.interrupts import TrainingInterrupted, delayed_interrupts
 from tfbio.training.loops import NO_STRATEGY, Loops
@@ -110,7 +117,11 @@ class Trainer:
         """The feed for `data`, the same one each time, so that its loop is traced once."""
         if id(data) not in self._feeds:
             feed = make_feed(data, self.strategy, steps)
-            check_batch(self.model, self.loss, *feed.example(), self._loops.prepare)
+            try:
+                example = feed.example()
+            except DATA_ERRORS as error:
+                raise explain(error, "the first batch", lambda: feed.faults(0, 0, 1)) from error
+            check_batch(self.model, self.loss, *example, self._loops.prepare)
             self._feeds[id(data)] = (feed, data)  # holding `data` keeps its id its own
         return self._feeds[id(data)][0]
 
@@ -210,8 +221,9 @@ class Trainer:
             started = time.monotonic()
             try:
                 loss = float(loop(handle, tf.constant(epoch), tf.constant(first), tf.constant(count)))
-            except (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError) as error:
-                raise explain(error, "training") from error
+            except DATA_ERRORS as error:
+                failed = int(self.step.numpy()) - epoch * last
+                raise explain(error, "training", lambda: feed.faults(epoch, failed, 1)) from error
             first = int(self.step.numpy()) - epoch * last
             if not tf.math.is_finite(loss):
                 raise NonFiniteLoss(loss, int(self.step.numpy()), self.model, checkpoints)
@@ -247,8 +259,8 @@ class Trainer:
         loop = self._loops.evaluation(feed)
         try:
             loop(feed.open(0, 0), tf.constant(0), tf.constant(0), tf.constant(feed.steps_per_epoch))
-        except (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError) as error:
-            raise explain(error, "evaluation") from error
+        except DATA_ERRORS as error:
+            raise explain(error, "evaluation", lambda: feed.faults(0, 0, None)) from error
         figures = self._evaluation.result()
         return figures | ({"accuracy": 1.0 - figures["error"]} if "error" in figures else {})
 

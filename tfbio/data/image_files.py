@@ -1,0 +1,129 @@
+"""`image_folder:<path>`: pictures in files, one folder a class, below `train/` and `test/` (or `validation/`)."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from tfbio.data import randomness
+from tfbio.data.errors import DataNotFoundError
+
+__all__ = ["ImageFiles", "read"]
+
+_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+
+
+class ImageFiles:
+    """Pictures in files of their own, which can be read in any order.
+
+    Args:
+        paths: a path for each example.
+        labels: a class for each example, integers in `[0, classes)`.
+        class_names: a name for each class.
+
+    Attributes:
+        classes: number of classes.
+        shape: shape of an image; None for what differs from one to the next.
+    """
+
+    shape = (None, None, 3)
+
+    def __init__(self, paths: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]):
+        self.class_names = class_names
+        self.classes = len(class_names)
+        self._names, self._classes = paths, labels
+        with tf.device("CPU:0"):
+            self._paths, self._labels = tf.constant(paths, tf.string), tf.constant(labels, tf.int32)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def take(self, indices: np.ndarray) -> "ImageFiles":
+        """The examples at some indices, shape `(count,)`, in their order."""
+        return ImageFiles(self._names[indices], self._classes[indices], self.class_names)
+
+    def records(self, key: tf.Tensor | None, first: int | tf.Tensor) -> tf.data.Dataset:
+        """What is cheap to skip: the indices of an epoch's examples, in order, from the `first`-th on.
+
+        Args:
+            key: of a random order (`randomness.key`); None for that of the files.
+            first: examples to leave out at the beginning.
+        """
+        order = tf.range(len(self)) if key is None else randomness.permutation(key, len(self))
+        return tf.data.Dataset.from_tensor_slices((order[first:],))
+
+    def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The bytes and the label of a record."""
+        return tf.io.read_file(self._paths[index]), self._labels[index]
+
+    def describe(self, index: int) -> str:
+        """Where an example is, for messages."""
+        return str(self._names[index])
+
+
+def read(path: str, split: str) -> ImageFiles:
+    """One split of a folder of pictures.
+
+    Args:
+        path: the folder; it holds `train/` and `test/`, or `validation/` in place of `test/` (one that stands beside it
+            is not read), and these a folder for each class. The sorted names of those in `train/` are the classes.
+        split: `"train"` or `"test"`.
+
+    Returns:
+        the examples, sorted by class and name.
+
+    Raises:
+        DataNotFoundError: there is no such folder.
+        ValueError: a folder of a class is empty, or one in `test/` is no class of `train/`.
+    """
+    path = os.path.expanduser(path)
+    folder = _split_folder(path, split)
+    names = _class_names(os.path.join(path, "train"))
+    if unknown := sorted(set(_class_names(folder)) - set(names)):
+        raise ValueError(
+            f"Invalid value for `name`: expected folders in {folder} to be classes of {path}/train, received "
+            f"{_some(unknown)}."
+        )
+    found = [_pictures(os.path.join(folder, name)) for name in names]
+    # A class need not be in the test data, but a folder that is there and empty is an unfinished copy.
+    empty = [n for n, f in zip(names, found, strict=True) if f == [] or (f is None and split == "train")]
+    if empty or not any(found):
+        raise ValueError(
+            f"Invalid value for `name`: expected pictures ({', '.join(_ENDINGS)}) in every folder of {folder}, received "
+            f"none in {_some(empty or names)}."
+        )
+    counts = [len(files or ()) for files in found]
+    return ImageFiles(
+        np.array([file for files in found for file in files or ()]), np.repeat(np.arange(len(names)), counts), names
+    )
+
+
+def _split_folder(path: str, split: str) -> str:
+    choices = ("train",) if split == "train" else ("test", "validation")
+    for choice in choices:
+        if tf.io.gfile.isdir(os.path.join(path, choice)):
+            return os.path.join(path, choice)
+    raise DataNotFoundError(
+        f"Invalid value for `name`: expected a folder {' or '.join(os.path.join(path, c) for c in choices)} that holds a "
+        f"folder of pictures for each class, received {'none' if tf.io.gfile.isdir(path) else 'no such path'}. Name the "
+        "folder above train/ and validation/ as image_folder:<path>."
+    )
+
+
+def _class_names(folder: str) -> tuple[str, ...]:
+    if not tf.io.gfile.isdir(folder):
+        return ()
+    entries = sorted(entry.rstrip("/") for entry in tf.io.gfile.listdir(folder))
+    return tuple(e for e in entries if not e.startswith(".") and tf.io.gfile.isdir(os.path.join(folder, e)))
+
+
+def _pictures(folder: str) -> list[str] | None:
+    """The sorted paths of the pictures in a folder; None if there is no such folder."""
+    if not tf.io.gfile.isdir(folder):
+        return None
+    entries = sorted(e for e in tf.io.gfile.listdir(folder) if not e.startswith("."))
+    return [os.path.join(folder, e) for e in entries if e.lower().endswith(_ENDINGS)]
+
+
+def _some(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
