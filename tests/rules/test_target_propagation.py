@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers as L
 
 import tfbio
-from tfbio import rules
+from tfbio import config, rules
 
 spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("numpy_target_propagation.py"))
 reference = importlib.util.module_from_spec(spec)
@@ -390,6 +390,13 @@ def test_the_autoencoder_of_the_paper_learns(kind):
 
 def build_options(kind):
     return {"class_name": kind, "config": OWN.get(kind, {})}
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("dtp", 0.04), ("sdtp", 0.05), ("ao_sdtp", 0.06), ("tp", 0.09)])
+def test_digits_are_learned_from_the_gin_files(kind, bound, tmp_path):
+    params = ["train.epochs=15", "train.gradient_angle=False", "train.evaluate_on=()"]
+    result = config.run_train(["runs/digits.gin", f"rules/{kind}.gin"], params, str(tmp_path), quiet=True)
+    assert result["final"]["test_error"] < bound
 
 
 def test_a_single_stage_has_no_targets():

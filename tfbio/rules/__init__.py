@@ -18,14 +18,12 @@ from typing import Any
 
 from tfbio.rules.backpropagation import Backpropagation
 from tfbio.rules.base import LearningRule, Update
-from tfbio.rules.direct_feedback_alignment import DirectFeedbackAlignment, DirectRandomTargetProjection
-from tfbio.rules.feedback_alignment import FeedbackAlignment, FeedbackRule, KolenPollack, SignSymmetry
-from tfbio.rules.target_propagation import (
+from tfbio.rules.difference_target_propagation import (
     AuxiliaryOutputSDTP,
     DifferenceTargetPropagation,
     SimplifiedDifferenceTargetPropagation,
-    TargetPropagation,
 )
+from tfbio.rules.target_propagation import TargetPropagation
 from tfbio.rules.weight_mirror import WeightMirror
 from tfbio.serialization import resolve
 

@@ -8,20 +8,14 @@ $$ \theta_l: \; \lVert f_l(h_{l-1}) - t_l \rVert^2 \;(l < L), \quad \ell \;(l = 
    \; \varepsilon \sim N(0, 1) . $$
 
 Inputs and targets are constants of each loss. The inverse loss is *noise-preserving* as it stands; *de-noising*, it
-asks for $h_{l-1}$ in the place of $\tilde h$. The rules differ in how targets come about, and in that alone. With $t$
-the loss's own minimum, the one-hot label under softmax:
+asks for $h_{l-1}$ in the place of $\tilde h$. The rules of the family
+differ in how targets come about, and in that alone. This file has the core, and the plain way: from $t_L = t$, the
+loss's own minimum (the one-hot label under softmax),
 
-| rule | top | below |
-|---|---|---|
-| `tp` | $t_L = t$ | $t_l = g_{l+1}(t_{l+1})$ |
-| `dtp` | $t_{L-1} = h_{L-1} - \alpha \, ∂\ell / ∂h_{L-1}$ | $t_l = h_l + g_{l+1}(t_{l+1}) - g_{l+1}(h_{l+1})$ |
-| `sdtp` | $t_L = t$ | the same |
-| `ao_sdtp` | $t_L = [t, z]$ for $h_L = [h_L, z]$ | the same |
+$$ t_l = g_{l+1}(t_{l+1}) . $$
 
-$z = \tanh(h_{L-1} A)$ are fixed random features, which tell the top inverse more of $h_{L-1}$ than ten classes do.
-
-Lee, Zhang, Fischer & Bengio 2015, "Difference Target Propagation" (arXiv:1412.7525); Bartunov et al. 2018
-(arXiv:1807.04587) for the last two.
+Bengio 2014, "How auto-encoders could provide credit assignment in deep networks via target propagation"
+(arXiv:1407.7906); Lee, Zhang, Fischer & Bengio 2015, "Difference Target Propagation" (arXiv:1412.7525).
 """
 
 import functools
@@ -38,21 +32,15 @@ from tfbio.rules.backpropagation import regularization, weighted_loss
 from tfbio.rules.base import LearningRule, Update, example_weights
 from tfbio.serialization import register
 
-__all__ = [
-    "AuxiliaryOutputSDTP",
-    "DifferenceTargetPropagation",
-    "SimplifiedDifferenceTargetPropagation",
-    "TargetPropagation",
-]
+__all__ = ["Map", "TargetPropagation", "one_of"]
 
 Map = Callable[[tf.Tensor], tf.Tensor]
 
 
-def plain_targets(activations: Sequence[tf.Tensor], target: tf.Tensor, inverses: Sequence[Map]) -> list[tf.Tensor]:
+def plain_targets(target: tf.Tensor, inverses: Sequence[Map]) -> list[tf.Tensor]:
     """$t_l = g_{l+1}(t_{l+1})$.
 
     Args:
-        activations: $h_k, …, h_m$.
         target: $t_m$.
         inverses: $g_{k+1}, …, g_m$.
 
@@ -62,14 +50,6 @@ def plain_targets(activations: Sequence[tf.Tensor], target: tf.Tensor, inverses:
     targets = [target]
     for g in reversed(inverses):
         targets.insert(0, g(targets[0]))
-    return targets
-
-
-def difference_targets(activations: Sequence[tf.Tensor], target: tf.Tensor, inverses: Sequence[Map]) -> list[tf.Tensor]:
-    """$t_l = h_l + g_{l+1}(t_{l+1}) - g_{l+1}(h_{l+1})$; arguments and result as of `plain_targets`."""
-    targets = [target]
-    for h, above, g in reversed(list(zip(activations, activations[1:], inverses, strict=False))):
-        targets.insert(0, h + (g(targets[0]) - g(above)))
     return targets
 
 
@@ -96,7 +76,12 @@ def _wide(tensor: tf.Tensor) -> tf.Tensor:
     return tensor if tensor.dtype == tf.float64 else tf.cast(tensor, tf.float32)
 
 
-def _one_of(name: str, value: Any, known: Sequence[str]) -> str:
+def one_of(name: str, value: Any, known: Sequence[str]) -> str:
+    """`value`, if it is one of those known for the argument `name`.
+
+    Raises:
+        ValueError: it is not.
+    """
     if value not in known:
         raise ValueError(f"Invalid value for `{name}`: expected one of {tuple(known)}, received {value!r}.")
     return value
@@ -146,9 +131,9 @@ class TargetPropagation(LearningRule):
         self.noise = noise if isinstance(noise, (int, float)) else tuple(noise)
         if min(self._sigmas(1)) < 0:
             raise ValueError(f"Invalid value for `noise`: expected numbers of at least 0, received {noise}.")
-        self.reconstruction = _one_of("reconstruction", reconstruction, ("preserve", "denoise"))
-        self.reduction = _one_of("reduction", reduction, ("sum", "mean"))
-        self.schedule = _one_of("schedule", schedule, ("parallel", "alternating"))
+        self.reconstruction = one_of("reconstruction", reconstruction, ("preserve", "denoise"))
+        self.reduction = one_of("reduction", reduction, ("sum", "mean"))
+        self.schedule = one_of("schedule", schedule, ("parallel", "alternating"))
         if period is not None and (period < 1 or schedule == "parallel"):
             raise ValueError(
                 f"Invalid value for `period`: expected a positive number of steps, with schedule='alternating', "
@@ -211,7 +196,7 @@ class TargetPropagation(LearningRule):
         Returns:
             $t_1, …, t_L$.
         """
-        return plain_targets(activations, target, self.inverses[1:])
+        return plain_targets(target, self.inverses[1:])
 
     def _image(self, number: int, h: tf.Tensor) -> tf.Tensor:
         """What the inverse of stage `number` (from 0) takes, for an input $h$ of the stage."""
@@ -312,120 +297,3 @@ class TargetPropagation(LearningRule):
         if callable(inverse):
             inverse = keras.saving.serialize_keras_object(inverse)
         return {**{name: getattr(self, name) for name in names}, "inverse": inverse}
-
-
-@register
-class DifferenceTargetPropagation(TargetPropagation):
-    r"""DTP: difference targets, from a gradient step on the last hidden activation.
-
-    Args:
-        target_step: $\alpha$.
-        target_reduction: `"example"`: of the example's own loss; `"batch"`: of the mean loss of the batch, so that the
-            step is divided by the number of examples in it (those of weight 0 do not count). Replicas count their own
-            and multiply by their number, which is the global batch wherever they share it equally.
-        **options: as in `TargetPropagation`.
-    """
-
-    inverts_output = False
-
-    def __init__(self, target_step: float = 0.1, target_reduction: str = "example", **options: Any):
-        super().__init__(**options)
-        self.target_step = target_step
-        self.target_reduction = _one_of("target_reduction", target_reduction, ("example", "batch"))
-
-    def find_targets(
-        self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], weights: tf.Tensor
-    ) -> list[tf.Tensor]:
-        *hidden, _ = activations
-        step = self.target_step * gradient()
-        if self.target_reduction == "batch":
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            step /= tf.cast(tf.maximum(replicas * tf.math.count_nonzero(weights), 1), step.dtype)
-        return [*difference_targets(hidden, hidden[-1] - step, self.inverses[1:-1]), target]
-
-    def get_config(self) -> dict[str, Any]:
-        own = {"target_step": self.target_step, "target_reduction": self.target_reduction}
-        return {**own, **super().get_config()}
-
-
-@register
-class SimplifiedDifferenceTargetPropagation(TargetPropagation):
-    """SDTP: difference targets all the way from the label; no weights are transported, not even the last layer's.
-
-    Args:
-        reconstruction: as in `TargetPropagation`; the paper de-noises here.
-        **options: as in `TargetPropagation`.
-    """
-
-    def __init__(self, reconstruction: str = "denoise", **options: Any):
-        super().__init__(reconstruction=reconstruction, **options)
-
-    def find_targets(
-        self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], weights: tf.Tensor
-    ) -> list[tf.Tensor]:
-        return difference_targets(activations, target, self.inverses[1:])
-
-
-@register
-class AuxiliaryOutputSDTP(SimplifiedDifferenceTargetPropagation):
-    """AO-SDTP: the top inverse also sees fixed random features of the last hidden activation.
-
-    Args:
-        auxiliary_units: number of features.
-        **options: as in `SimplifiedDifferenceTargetPropagation`.
-
-    Attributes:
-        projection: $A$, `(units of h_{L-1}, auxiliary_units)`, never trained.
-    """
-
-    def __init__(self, auxiliary_units: int = 512, **options: Any):
-        super().__init__(**options)
-        if auxiliary_units < 0:
-            raise ValueError(
-                f"Invalid value for `auxiliary_units`: expected a number of at least 0, received {auxiliary_units}."
-            )
-        self.auxiliary_units = auxiliary_units
-
-    def setup(self) -> None:
-        if len(self.model.output_shape) != 2:
-            raise ValueError(
-                f"Invalid value for `model`: auxiliary outputs join outputs of shape (batch, units), received "
-                f"{self.model.output_shape}."
-            )
-        super().setup()
-        self.projection = keras.Variable(
-            keras.initializers.GlorotUniform(),
-            shape=(math.prod(self.stages[-1].input_shape[1:]), self.auxiliary_units),
-            dtype=self.inverses[-1].variables[0].dtype,
-            trainable=False,
-            name="auxiliary_projection",
-        )
-
-    def _make_inverse(self, number: int, **options: Any) -> keras.Model:
-        if number == len(self.stages) - 1:
-            options["extra_units"] = self.auxiliary_units
-        return super()._make_inverse(number, **options)
-
-    def features(self, h: tf.Tensor) -> tf.Tensor:
-        r"""$z = \\tanh(h_{L-1} A)$, `(batch, auxiliary_units)`."""
-        flat = tf.reshape(h, [tf.shape(h)[0], -1])
-        return tf.tanh(tf.matmul(tf.cast(flat, self.projection.dtype), self.projection.value))
-
-    def find_targets(
-        self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], weights: tf.Tensor
-    ) -> list[tf.Tensor]:
-        *hidden, output = activations
-        z = self.features(hidden[-1])
-        seen, wanted = tf.concat([output, z], -1), tf.concat([target, z], -1)
-        return [*super().find_targets([*hidden, seen], wanted, gradient, weights)[:-1], target]
-
-    def _image(self, number: int, h: tf.Tensor) -> tf.Tensor:
-        image = super()._image(number, h)
-        return tf.concat([image, self.features(h)], -1) if number == len(self.stages) - 1 else image
-
-    @property
-    def variables(self) -> list[keras.Variable]:
-        return [*super().variables, self.projection]
-
-    def get_config(self) -> dict[str, Any]:
-        return {"auxiliary_units": self.auxiliary_units, **super().get_config()}
