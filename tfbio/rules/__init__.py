@@ -23,6 +23,8 @@ from tfbio.rules.difference_target_propagation import (
     DifferenceTargetPropagation,
     SimplifiedDifferenceTargetPropagation,
 )
+from tfbio.rules.direct_feedback_alignment import DirectFeedbackAlignment, DirectRandomTargetProjection
+from tfbio.rules.feedback_alignment import FeedbackAlignment, FeedbackRule, KolenPollack, SignSymmetry
 from tfbio.rules.target_propagation import TargetPropagation
 from tfbio.rules.weight_mirror import WeightMirror
 from tfbio.serialization import resolve
