@@ -12,7 +12,11 @@ from tfbio import run as runs
 
 TREE = Path(tfbio.__file__).parent.parent / "gin"
 FILES = sorted(str(path.relative_to(TREE)) for path in TREE.rglob("*.gin"))
-COMPLETE = [file for file in FILES if file == "quickstart.gin" or ("/bartunov" in file and Path(file).stem != "common")]
+COMPLETE = [
+    file
+    for file in FILES
+    if file == "quickstart.gin" or (file.startswith("runs/bartunov2018/") and Path(file).stem != "common")
+]
 RULES = {
     "bp": "Backpropagation",
     "fa": "FeedbackAlignment",
