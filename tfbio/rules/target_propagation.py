@@ -8,9 +8,9 @@ $$ \theta_l: \; \lVert f_l(h_{l-1}) - t_l \rVert^2 \;(l < L), \quad \ell \;(l = 
    \; \varepsilon \sim N(0, 1) . $$
 
 Inputs and targets are constants of each loss. The inverse loss is *noise-preserving* as it stands; *de-noising*, it
-asks for $h_{l-1}$ in the place of $\tilde h$. The rules of the family
-differ in how targets come about, and in that alone. This file has the core, and the plain way: from $t_L = t$, the
-loss's own minimum (the one-hot label under softmax),
+asks for $h_{l-1}$ in the place of $\tilde h$. The rules of the family differ in how targets come about, and in that
+alone. This file has the core, and the plain way: from $t_L = t$, the loss's own minimum (the one-hot label under
+softmax),
 
 $$ t_l = g_{l+1}(t_{l+1}) . $$
 
