@@ -1,6 +1,7 @@
 """Streams of pictures: order, augmentation, resume, evaluation, and what is wrong with files."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -247,8 +248,6 @@ def test_folders_that_do_not_fit(folder, tmp_path):
 
 
 def test_missing_record_files_are_named(prepared, tmp_path):
-    import shutil
-
     shutil.copytree(prepared, tmp_path / "copy")
     tfds_sets.read.cache_clear()
     lost = sorted((tmp_path / "copy" / "photos" / "1.0.0").glob("*train*"))[2]

@@ -6,11 +6,11 @@ become RGB where three channels are asked for.
 
 Which part of a picture is taken:
 
-* `random_window`: a random part of 8 to 100 % of its area and of proportions from 3:4 to 4:3 (Szegedy et al. 2015,
+* at random: a part of 8 to 100 % of its area and of proportions from 3:4 to 4:3 (Szegedy et al. 2015,
   "Going deeper with convolutions"; the usual training crop on ImageNet);
-* `central_window`: the centre, as if its shorter side were resized to 8/7 of what is needed (256 for 224) and the middle
-  of that cut out (Krizhevsky et al. 2012; the usual crop for evaluation);
-* `whole`: all of it, whatever its proportions (Bartunov et al. 2018 resize so, to 224 × 224).
+* `"crop"`: the centre, as if its shorter side were resized to 8/7 of what is needed (256 for 224) and the middle of
+  that cut out (Krizhevsky et al. 2012; the usual crop for evaluation);
+* `"stretch"`: all of it, whatever its proportions (Bartunov et al. 2018 resize so, to 224 × 224).
 """
 
 from collections.abc import Callable

@@ -89,8 +89,8 @@ def read(path: str, split: str) -> ImageFiles:
     empty = [n for n, f in zip(names, found, strict=True) if f == [] or (f is None and split == "train")]
     if empty or not any(found):
         raise ValueError(
-            f"Invalid value for `name`: expected pictures ({', '.join(_ENDINGS)}) in every folder of {folder}, received "
-            f"none in {_some(empty or names)}."
+            f"Invalid value for `name`: expected pictures ({', '.join(_ENDINGS)}) in every folder of {folder}, "
+            f"received none in {_some(empty or names)}."
         )
     counts = [len(files or ()) for files in found]
     return ImageFiles(
@@ -104,9 +104,9 @@ def _split_folder(path: str, split: str) -> str:
         if tf.io.gfile.isdir(os.path.join(path, choice)):
             return os.path.join(path, choice)
     raise DataNotFoundError(
-        f"Invalid value for `name`: expected a folder {' or '.join(os.path.join(path, c) for c in choices)} that holds a "
-        f"folder of pictures for each class, received {'none' if tf.io.gfile.isdir(path) else 'no such path'}. Name the "
-        "folder above train/ and validation/ as image_folder:<path>."
+        f"Invalid value for `name`: expected a folder {' or '.join(os.path.join(path, c) for c in choices)} with a "
+        f"folder of pictures for each class, received {'none' if tf.io.gfile.isdir(path) else 'no such path'}. Name "
+        "the folder above train/ and validation/ as image_folder:<path>."
     )
 
 

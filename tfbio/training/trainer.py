@@ -5,6 +5,7 @@ saves, and sees signals.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -120,7 +121,7 @@ class Trainer:
             try:
                 example = feed.example()
             except DATA_ERRORS as error:
-                raise explain(error, "the first batch", lambda: feed.faults(0, 0, 1)) from error
+                raise explain(error, "the first batch", functools.partial(feed.faults, 0, 0, 1)) from error
             check_batch(self.model, self.loss, *example, self._loops.prepare)
             self._feeds[id(data)] = (feed, data)  # holding `data` keeps its id its own
         return self._feeds[id(data)][0]
@@ -222,8 +223,7 @@ class Trainer:
             try:
                 loss = float(loop(handle, tf.constant(epoch), tf.constant(first), tf.constant(count)))
             except DATA_ERRORS as error:
-                failed = int(self.step.numpy()) - epoch * last
-                raise explain(error, "training", lambda: feed.faults(epoch, failed, 1)) from error
+                raise explain(error, "training", functools.partial(feed.faults, epoch, first, count)) from error
             first = int(self.step.numpy()) - epoch * last
             if not tf.math.is_finite(loss):
                 raise NonFiniteLoss(loss, int(self.step.numpy()), self.model, checkpoints)
@@ -260,7 +260,7 @@ class Trainer:
         try:
             loop(feed.open(0, 0), tf.constant(0), tf.constant(0), tf.constant(feed.steps_per_epoch))
         except DATA_ERRORS as error:
-            raise explain(error, "evaluation", lambda: feed.faults(0, 0, None)) from error
+            raise explain(error, "evaluation", functools.partial(feed.faults, 0, 0, None)) from error
         figures = self._evaluation.result()
         return figures | ({"accuracy": 1.0 - figures["error"]} if "error" in figures else {})
 

@@ -1,0 +1,170 @@
+"""Photographs a second on one core: tfbio's stream beside the bare decoding operations and a plain pipeline.
+
+    taskset -c 0 python benchmarks/input_pipeline.py PHOTOS --json out.json
+
+PHOTOS is a folder of JPEG files at their original size, ImageNet's for instance. They are repeated to the asked number
+of examples and written as TFRecord files, as TensorFlow Datasets writes them, into a temporary folder. Contenders, each
+from these files to 224 x 224 batches but for the first; one call goes through all examples:
+
+* `bare`: `decode_and_crop_jpeg` and a bilinear resize to float32, bytes and windows ready in memory, nothing else;
+* `stream`: `tfbio.data`: reading, shuffling, random resized crop, flip, uint8, batches;
+* `decode then crop`: the same pipeline in plain `tf.data` with the whole picture decoded before it is cropped;
+* `fast decoding`: `bare` with `INTEGER_FAST` and without fancy upscaling; how far its pixels are off is printed too.
+
+Seconds are of processor time, which other programs on the machine disturb less than time on the wall. After that, the
+memory of the process is read while batches go by.
+"""
+
+import argparse
+import functools
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np  # noqa: E402  TensorFlow reads the log level when it is imported
+import tensorflow as tf  # noqa: E402
+from timing import machine, write  # noqa: E402
+
+from tfbio.data import decoding  # noqa: E402
+from tfbio.data.record_files import RecordFiles  # noqa: E402
+from tfbio.data.streaming import Streaming  # noqa: E402
+
+SIZE = 224
+_FEATURES = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
+
+
+def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    example = tf.io.parse_single_example(record, _FEATURES)
+    return example["image"], tf.cast(example["label"], tf.int32)
+
+
+def write_records(photos: list[bytes], folder: str, examples: int, files: int) -> RecordFiles:
+    paths = [f"{folder}/photos-{file:03}.tfrecord" for file in range(files)]
+    for file, path in enumerate(paths):
+        with tf.io.TFRecordWriter(path) as writer:
+            for index in range(file, examples, files):
+                features = {
+                    "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[photos[index % len(photos)]])),
+                    "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[index % 10])),
+                }
+                writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+    lengths = [len(range(file, examples, files)) for file in range(files)]
+    return RecordFiles(paths, lengths, parse, (None, None, 3), tuple("0123456789"))
+
+
+def windows(photos: list[bytes], examples: int) -> np.ndarray:
+    """A random window for each example, as the stream draws them."""
+    sizes = [tf.io.extract_jpeg_shape(photo)[:2] for photo in photos]
+    seeds = tf.random.stateless_uniform([examples, 2], (0, 1), minval=None, maxval=None, dtype=tf.int64)
+    return np.stack([decoding._random_window(sizes[i % len(photos)], seeds[i]) for i in range(examples)])
+
+
+def bare(photos: tf.Tensor, parts: tf.Tensor, **options) -> tf.Tensor:
+    """Decodes and resizes all examples, one after the other."""
+    total = tf.zeros(())
+    for index in tf.range(len(parts)):
+        pixels = tf.image.decode_and_crop_jpeg(photos[index % len(photos)], parts[index], channels=3, **options)
+        total += tf.image.resize(pixels, (SIZE, SIZE))[0, 0, 0]
+    return total
+
+
+def plain(source: RecordFiles, examples: int, batch_size: int) -> tf.data.Dataset:
+    """The usual pipeline that decodes first."""
+
+    def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        encoded, label = parse(record)
+        pixels = tf.io.decode_jpeg(encoded, channels=3)
+        begin, extent, _ = tf.image.sample_distorted_bounding_box(
+            tf.shape(pixels), tf.zeros([0, 0, 4]), 0, 0.0, (3 / 4, 4 / 3), (0.08, 1.0), 100, True
+        )
+        image = tf.image.resize(tf.slice(pixels, begin, extent), (SIZE, SIZE))
+        return tf.cast(tf.image.random_flip_left_right(image) + 0.5, tf.uint8), label
+
+    records = tf.data.Dataset.from_tensor_slices(source._all_paths).interleave(
+        tf.data.TFRecordDataset, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE
+    )
+    images = records.shuffle(2048).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+    return images.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def consume(make: object) -> None:
+    for _ in make():
+        pass
+
+
+def resident() -> float:
+    """Memory of this process, in MiB."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", help="a folder of JPEG files")
+    parser.add_argument("--examples", type=int, default=1920)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory_batches", type=int, default=2000, help="batches to watch the memory over; 0: none")
+    parser.add_argument("--json", help="write the result here")
+    arguments = parser.parse_args()
+    photos = [path.read_bytes() for path in sorted(pathlib.Path(arguments.photos).glob("*.jp*g"))]
+    examples, size = arguments.examples, arguments.batch_size
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    parts = tf.constant(windows(photos, examples), tf.int32)
+    encoded = tf.constant(photos)
+    with tempfile.TemporaryDirectory() as folder:
+        source = write_records(photos, folder, examples, files=16)
+        epochs = iter(range(10**9))
+        stream = functools.partial(Streaming, source, augmentation="flip_random_resized_crop")
+        timed = stream(size, (SIZE, SIZE, 3))
+        loops = [
+            tf.function(functools.partial(bare, encoded, parts, **options))
+            for options in ({}, {"fancy_upscaling": False, "dct_method": "INTEGER_FAST"})
+        ]
+        contenders = {
+            "bare": loops[0],
+            "stream": lambda: consume(lambda: timed.batches(next(epochs))),
+            "decode then crop": lambda: consume(lambda: plain(source, examples, size)),
+            "fast decoding": loops[1],
+        }
+        rates: dict[str, list[float]] = {name: [] for name in contenders}
+        for number in range(arguments.rounds + 1):  # the first is not counted
+            for name, run in contenders.items():
+                start = time.process_time()
+                run()
+                rates[name] += [examples / (time.process_time() - start)] * (number > 0)
+        rows = {}
+        for name, values in rates.items():
+            shares = [value / reference for value, reference in zip(values, rates["bare"], strict=True)]
+            rows[name] = {
+                "images_per_cpu_second": statistics.median(values),
+                "share_of_bare": statistics.median(shares),
+            }
+            rows[name] |= {"share_min": min(shares), "share_max": max(shares)}
+            print(
+                f"{name:>17}: {rows[name]['images_per_cpu_second']:6.0f} images/s, share {min(shares):.2f} … ", end=""
+            )
+            print(f"{rows[name]['share_of_bare']:.3f} … {max(shares):.2f}", flush=True)
+        whole = [tf.io.decode_jpeg(photo, channels=3) for photo in photos]
+        fast = [tf.io.decode_jpeg(p, channels=3, fancy_upscaling=False, dct_method="INTEGER_FAST") for p in photos]
+        gaps = [np.abs(a.numpy().astype(int) - b.numpy()) for a, b in zip(whole, fast, strict=True)]
+        off = {"mean": float(np.mean([g.mean() for g in gaps])), "max": int(max(g.max() for g in gaps))}
+        print("fast decoding is off by (grey levels of 255):", off)
+        memory, watched = [], 0
+        while watched < arguments.memory_batches:
+            for _ in timed.batches(next(epochs)):
+                watched += 1
+                if watched % max(arguments.memory_batches // 10, 1) == 0:
+                    memory.append(round(resident()))
+        print("resident MiB:", memory)
+    bytes_each = sum(map(len, photos)) / len(photos)
+    result = {"arguments": vars(arguments) | {"photos": None}, "bytes_per_photo": bytes_each, "machine": machine()}
+    write(arguments.json, result | {"rows": rows, "fast_decoding_off_by": off, "resident_mib": memory})
+
+
+if __name__ == "__main__":
+    main()
