@@ -40,6 +40,44 @@ def test_the_mirror_of_a_convolution_with_its_kernel_is_the_adjoint(float64):
         np.testing.assert_allclose(np.sum(model(x) * y), np.sum(x * np.asarray(mirror(y))), rtol=1e-10)
 
 
+def test_the_mirror_of_a_locally_connected_layer_with_its_kernel_is_the_adjoint(float64):
+    for size, stride, padding, shape in [(3, 2, "same", (7, 6)), (4, 3, "same", (8, 8)), (3, 2, "valid", (8, 7))]:
+        local = tfbio.layers.LocallyConnected2D(4, size, stride, padding=padding, use_bias=False)
+        model = stage(local, shape=(*shape, 3))
+        mirror = tfbio.inverse(model, "tanh")
+        assert kinds(mirror) == ["LocallyConnected2DTranspose"] and mirror.output_shape == model.input_shape
+        mirror.layers[-1].kernel.assign(local.kernel)
+        rng = np.random.default_rng(0)
+        x, y = rng.normal(size=(1, *shape, 3)), rng.normal(size=(1, *model.output_shape[1:]))
+        np.testing.assert_allclose(np.sum(model(x) * y), np.sum(x * np.arctanh(mirror(0.1 * y))) / 0.1, rtol=1e-10)
+
+
+def test_a_locally_connected_layer_of_one_position_is_mirrored_as_the_dense_layer_that_it_is(float64):
+    """Then target propagation is the dense network's, gradient by gradient."""
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(size=shape) / 3 for shape in ((6, 5), (5,), (5, 4), (4,), (4, 3), (3,))]
+    inverses_ = [rng.normal(size=shape) / 3 for shape in ((4, 5), (5,), (3, 4), (4,))]
+    local = [tfbio.layers.LocallyConnected2D(units, 1, activation="tanh") for units in (5, 4)]
+    models = [
+        stage(L.Dense(5, "tanh"), L.Dense(4, "tanh"), L.Dense(3), shape=(6,)),
+        stage(L.Reshape((1, 1, 6)), *local, L.Flatten(), L.Dense(3), shape=(6,)),
+    ]
+    x, y, gradients = rng.normal(size=(7, 6)), rng.integers(0, 3, 7), []
+    for model in models:
+        rule = tfbio.rules.SimplifiedDifferenceTargetPropagation(noise=0.0)
+        rule.build(model, "softmax_cross_entropy")
+        for variables, values in ((model.trainable_variables, weights), (rule.feedback_variables, inverses_)):
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(np.reshape(value, variable.shape))
+        update = rule.compute(x, y)
+        gradients.append([np.squeeze(gradient) for gradient, _ in (*update.forward, *update.feedback)])
+        inverses_[0] = inverses_[0].T  # a transposed layer's kernel has the mirrored layer's shape
+    gradients[1][6] = gradients[1][6].T
+    for a, b in zip(*gradients, strict=True):
+        assert np.abs(a).max() > 0
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
 def test_other_ranks():
     for rank, layer in ((1, L.Conv1D), (3, L.Conv3D)):
         shape = (7, 6, 5)[:rank] + (2,)

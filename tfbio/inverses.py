@@ -12,6 +12,7 @@ values of the tanh layer below it.
 |---|---|
 | `Dense` | `Dense` |
 | `Conv1D`, `Conv2D`, `Conv3D` | `Conv…Transpose` of the same kernel, strides and padding, to the exact input shape |
+| `LocallyConnected2D` | `LocallyConnected2DTranspose`, likewise |
 | `Flatten`, `Reshape` | `Reshape` |
 | `MaxPooling2D`, `AveragePooling2D` | with `pooling="upsample"`: each value repeated over its window; else an error |
 | normalisation | nothing: it is affine in each unit, and $V_l, c_l$ learn to undo it |
@@ -29,6 +30,7 @@ from typing import Any
 import keras
 
 from tfbio.graph import Node, check_graph, inlined, nodes
+from tfbio.layers import LocallyConnected2D, LocallyConnected2DTranspose
 
 __all__ = ["inverse", "mirrors", "output_activation"]
 
@@ -214,6 +216,23 @@ def _convolution(
 mirrors(_LAYERS.Conv1D)(functools.partial(_convolution, _LAYERS.Conv1DTranspose))
 mirrors(_LAYERS.Conv2D)(functools.partial(_convolution, _LAYERS.Conv2DTranspose))
 mirrors(_LAYERS.Conv3D)(functools.partial(_convolution, _LAYERS.Conv3DTranspose))
+
+
+@mirrors(LocallyConnected2D)
+def _locally_connected(layer: Any, inputs: Any, shape: tuple, activation: Any, options: dict[str, Any]) -> Any:
+    first = layer.data_format == "channels_first"
+    return LocallyConnected2DTranspose(
+        shape[0] if first else shape[-1],
+        layer.kernel_size if options["kernel_size"] is None else options["kernel_size"],
+        layer.strides,
+        output_size=shape[1:] if first else shape[:-1],
+        padding=layer.padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+        activation=activation,
+        kernel_initializer=options["kernel_initializer"],
+        dtype=options["dtype"],
+    )(inputs)
 
 
 @mirrors(*_SHAPING)
