@@ -1,4 +1,5 @@
-"""Random bits as a function of a key and a position: the same with and without XLA, in every process and replica.
+"""Random bits, and numbers made of them, as a function of a key and a position: the same with and without XLA, in every
+process and replica (numbers but for the rounding of logarithms and cosines).
 
 TensorFlow's stateless floats depend on whether XLA makes them, and its counter-based generators run on one core there.
 This is a counter through an integer hash of low bias (two rounds of shift, exclusive or, multiplication; constants of
@@ -10,14 +11,14 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-__all__ = ["stateless_bits"]
+__all__ = ["stateless_bits", "stateless_normal", "stateless_uniform"]
 
 
-def stateless_bits(shape: Sequence[int], key: tf.Tensor) -> tf.Tensor:
+def stateless_bits(shape: Sequence[int] | tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     """Integers that are uniform on all of int32.
 
     Args:
-        shape: of the result, fully known.
+        shape: of the result.
         key: `(2,)`, int64. Nearby keys give unrelated bits.
 
     Returns:
@@ -26,10 +27,24 @@ def stateless_bits(shape: Sequence[int], key: tf.Tensor) -> tf.Tensor:
     first, second = tf.unstack(
         tf.random.stateless_uniform((2,), key, minval=None, maxval=None, dtype=tf.uint32, alg="philox")
     )
-    x = tf.bitcast(tf.range(math.prod(shape)), tf.uint32) + first
+    x = tf.bitcast(tf.range(tf.reduce_prod(shape)), tf.uint32) + first
     x = _mixed(x, 16) * tf.constant(0x7FEB352D, tf.uint32) + second
     x = _mixed(x, 15) * tf.constant(0x846CA68B, tf.uint32)
     return tf.reshape(tf.bitcast(_mixed(x, 16), tf.int32), shape)
+
+
+def stateless_uniform(shape: Sequence[int] | tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """Numbers that are uniform on (0, 1], float32, of 24 random bits each. Arguments as for `stateless_bits`."""
+    bits = tf.bitwise.right_shift(tf.bitcast(stateless_bits(shape, key), tf.uint32), tf.constant(8, tf.uint32))
+    return (tf.cast(tf.bitcast(bits, tf.int32), tf.float32) + 0.5) * 2.0**-24
+
+
+def stateless_normal(shape: Sequence[int] | tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """Standard normal numbers, float32, within ±5.9 (Box & Muller 1958). Arguments as for `stateless_bits`."""
+    count = tf.reduce_prod(shape)
+    radius, angle = tf.unstack(stateless_uniform([2, (count + 1) // 2], key))
+    radius, angle = tf.sqrt(-2.0 * tf.math.log(radius)), 2.0 * math.pi * angle
+    return tf.reshape(tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], 0)[:count], shape)
 
 
 def _mixed(x: tf.Tensor, shift: int) -> tf.Tensor:

@@ -29,6 +29,7 @@ import tensorflow as tf
 
 from tfbio.fans import fans_of
 from tfbio.feedback.base import FeedbackWeights
+from tfbio.feedback.bits import stateless_normal, stateless_uniform
 from tfbio.feedback.random import seeded
 from tfbio.serialization import register
 
@@ -114,9 +115,8 @@ class SignSymmetric(FeedbackWeights):
         """Non-negative draws whose mean square is 1, a function of the seed and the key."""
         seed = key + tf.constant([(self.seed or 0) << 32, 0], tf.int64)
         if self.distribution == "uniform":
-            upper = tf.constant(math.sqrt(3.0), dtype)
-            return upper * tf.random.stateless_uniform(shape, seed, dtype=dtype, alg="philox")
-        return tf.abs(tf.random.stateless_normal(shape, seed, dtype=dtype, alg="philox"))
+            return tf.cast(math.sqrt(3.0) * stateless_uniform(shape, seed), dtype)
+        return tf.cast(tf.abs(stateless_normal(shape, seed)), dtype)
 
     def _factor(self, kernel: tf.Tensor, feedback: tf.Tensor, fans: tuple[float, float]) -> tf.Tensor:
         fan_in, fan_out = fans

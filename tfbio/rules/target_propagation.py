@@ -27,6 +27,7 @@ import keras
 import tensorflow as tf
 
 from tfbio import inverses
+from tfbio.feedback.bits import stateless_normal
 from tfbio.network import stages
 from tfbio.rules.backpropagation import regularization, weighted_loss
 from tfbio.rules.base import LearningRule, Update, example_weights
@@ -275,7 +276,7 @@ class TargetPropagation(LearningRule):
         replica = 0 if context is None else context.replica_id_in_sync_group
         name = tf.constant(((self.seed or 0) << 32) + (number << 16), tf.int64) + tf.cast(replica, tf.int64)
         key = tf.stack([name, tf.convert_to_tensor(self.step)])
-        return tf.random.stateless_normal(tf.shape(like), key, dtype=like.dtype, alg="philox")
+        return tf.cast(stateless_normal(tf.shape(like), key), like.dtype)
 
     # What the trainer asks for
 
