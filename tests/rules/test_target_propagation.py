@@ -394,7 +394,7 @@ def build_options(kind):
 
 @pytest.mark.parametrize(("kind", "bound"), [("dtp", 0.04), ("sdtp", 0.05), ("ao_sdtp", 0.06), ("tp", 0.09)])
 def test_digits_are_learned_from_the_gin_files(kind, bound, tmp_path):
-    params = ["train.epochs=15", "train.gradient_angle=False", "train.evaluate_on=()"]
+    params = ["train.epochs=15", "train.alignment=False", "train.evaluate_on=()"]
     result = config.run_train(["runs/digits.gin", f"rules/{kind}.gin"], params, str(tmp_path), quiet=True)
     assert result["final"]["test_error"] < bound
 
