@@ -4,15 +4,15 @@
 
 PHOTOS is a folder of JPEG files at their original size, ImageNet's for instance. They are repeated to the asked number
 of examples and written as TFRecord files, as TensorFlow Datasets writes them, into a temporary folder. Contenders, each
-from these files to 224 x 224 batches but for the first; one call goes through all examples:
+from these files to 224 x 224 batches but for the first, in the middle of an epoch, in turns of some batches:
 
 * `bare`: `decode_and_crop_jpeg` and a bilinear resize to float32, bytes and windows ready in memory, nothing else;
 * `stream`: `tfbio.data`: reading, shuffling, random resized crop, flip, uint8, batches;
 * `decode then crop`: the same pipeline in plain `tf.data` with the whole picture decoded before it is cropped;
 * `fast decoding`: `bare` with `INTEGER_FAST` and without fancy upscaling; how far its pixels are off is printed too.
 
-Seconds are of processor time, which other programs on the machine disturb less than time on the wall. After that, the
-memory of the process is read while batches go by.
+Seconds are of processor time, which other programs on the machine disturb less than time on the wall; a turn ends when
+its pipeline has filled its buffers again. After that, the memory of the process is read while batches go by.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import pathlib
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -29,7 +30,7 @@ import numpy as np  # noqa: E402  TensorFlow reads the log level when it is impo
 import tensorflow as tf  # noqa: E402
 from timing import machine, write  # noqa: E402
 
-from tfbio.data import decoding  # noqa: E402
+from tfbio.data import decoding, streaming  # noqa: E402
 from tfbio.data.record_files import RecordFiles  # noqa: E402
 from tfbio.data.streaming import Streaming  # noqa: E402
 
@@ -87,13 +88,40 @@ def plain(source: RecordFiles, examples: int, batch_size: int) -> tf.data.Datase
     records = tf.data.Dataset.from_tensor_slices(source._all_paths).interleave(
         tf.data.TFRecordDataset, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE
     )
-    images = records.shuffle(2048).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-    return images.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    # Threads and buffers are fixed, as the stream's: tuned ones grow until everything is read ahead of a turn.
+    images = records.shuffle(2048).map(decode, num_parallel_calls=streaming.cores())
+    batches = images.batch(batch_size).prefetch(2).with_options(streaming._options())
+    return batches.apply(tf.data.experimental.assert_cardinality(-(-examples // batch_size)))
 
 
-def consume(make: object) -> None:
-    for _ in make():
-        pass
+class Turns:
+    """Goes on with a pipeline turn by turn."""
+
+    def __init__(self, make: Callable[[], tf.data.Dataset], batches: int):
+        self._make, self._batches = make, batches
+        self._iterator, self._left = iter(()), 0
+
+    def prepare(self) -> None:
+        """Begins an epoch, if too little is left of the last."""
+        if self._left < self._batches:
+            dataset = self._make()
+            self._iterator, self._left = iter(dataset), int(dataset.cardinality()) - 2
+            next(self._iterator)
+            settle()
+
+    def __call__(self) -> None:
+        for _ in range(self._batches):
+            next(self._iterator)
+        self._left -= self._batches
+        settle()
+
+
+def settle() -> None:
+    """Returns when no thread of this process is busy."""
+    before = -1.0
+    while time.process_time() - before > 0.01:
+        before = time.process_time()
+        time.sleep(0.3)
 
 
 def resident() -> float:
@@ -105,7 +133,8 @@ def resident() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", help="a folder of JPEG files")
-    parser.add_argument("--examples", type=int, default=1920)
+    parser.add_argument("--examples", type=int, default=9600, help="photographs in the files")
+    parser.add_argument("--batches", type=int, default=20, help="batches in a turn")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory_batches", type=int, default=2000, help="batches to watch the memory over; 0: none")
@@ -113,8 +142,9 @@ def main() -> None:
     arguments = parser.parse_args()
     photos = [path.read_bytes() for path in sorted(pathlib.Path(arguments.photos).glob("*.jp*g"))]
     examples, size = arguments.examples, arguments.batch_size
+    turn = arguments.batches * size
     tf.config.threading.set_intra_op_parallelism_threads(1)
-    parts = tf.constant(windows(photos, examples), tf.int32)
+    parts = tf.constant(windows(photos, turn), tf.int32)
     encoded = tf.constant(photos)
     with tempfile.TemporaryDirectory() as folder:
         source = write_records(photos, folder, examples, files=16)
@@ -127,16 +157,18 @@ def main() -> None:
         ]
         contenders = {
             "bare": loops[0],
-            "stream": lambda: consume(lambda: timed.batches(next(epochs))),
-            "decode then crop": lambda: consume(lambda: plain(source, examples, size)),
+            "stream": Turns(lambda: timed.batches(next(epochs)), arguments.batches),
+            "decode then crop": Turns(lambda: plain(source, examples, size), arguments.batches),
             "fast decoding": loops[1],
         }
         rates: dict[str, list[float]] = {name: [] for name in contenders}
         for number in range(arguments.rounds + 1):  # the first is not counted
             for name, run in contenders.items():
+                if isinstance(run, Turns):
+                    run.prepare()
                 start = time.process_time()
                 run()
-                rates[name] += [examples / (time.process_time() - start)] * (number > 0)
+                rates[name] += [turn / (time.process_time() - start)] * (number > 0)
         rows = {}
         for name, values in rates.items():
             shares = [value / reference for value, reference in zip(values, rates["bare"], strict=True)]

@@ -166,7 +166,7 @@ class Streaming:
         """The examples of an epoch's batches, those that can't be decoded replaced at their batch's end."""
         with tf.device("CPU:0"):
             records, decode = self._records(epoch, first), self._decoder(epoch)
-        workers = os.cpu_count() or 1
+        workers = cores()
         if self._corrupt == "raise":
             return records.map(decode, num_parallel_calls=workers, deterministic=True)
 
@@ -201,11 +201,16 @@ class Streaming:
         return True
 
 
+def cores() -> int:
+    """Cores that this process may use, which on shared machines are fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _options() -> tf.data.Options:
     """Threads of their own, one for each core, that don't split an operation on one picture."""
     options = tf.data.Options()
     options.deterministic = True
-    options.threading.private_threadpool_size = os.cpu_count() or 1
+    options.threading.private_threadpool_size = cores()
     options.threading.max_intra_op_parallelism = 1
     return options
 
