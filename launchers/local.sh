@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the environment and compares backpropagation, feedback alignment and direct feedback alignment on handwritten
+# Makes the environment and compares backpropagation, feedback alignment and target propagation on handwritten
 # digits: a table, a plot and a SavedModel, in a few minutes and without a data set to download.
 #
 #   bash launchers/local.sh                  the comparison

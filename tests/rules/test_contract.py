@@ -17,10 +17,11 @@ RULES = {
     "dfa shared": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1, storage="shared"),
     "dfa regenerated": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1, storage="regenerated"),
     "dfa broadcast": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1, storage="broadcast"),
-    "tp": lambda: tfbio.rules.TargetPropagation(),
-    "dtp": lambda: tfbio.rules.DifferenceTargetPropagation(reduction="mean"),
-    "sdtp": lambda: tfbio.rules.SimplifiedDifferenceTargetPropagation(),
-    "ao_sdtp": lambda: tfbio.rules.AuxiliaryOutputSDTP(auxiliary_units=4),
+    # Noise would be each shard's own.
+    "tp": lambda: tfbio.rules.TargetPropagation(noise=0.0),
+    "dtp": lambda: tfbio.rules.DifferenceTargetPropagation(noise=0.0, reduction="mean"),
+    "sdtp": lambda: tfbio.rules.SimplifiedDifferenceTargetPropagation(noise=0.0),
+    "ao_sdtp": lambda: tfbio.rules.AuxiliaryOutputSDTP(noise=0.0, auxiliary_units=4),
 }
 ALL = pytest.mark.parametrize("make", RULES.values(), ids=RULES)
 LEARNED = ("WeightMirror", "TargetPropagation", "DifferenceTargetPropagation", "SimplifiedDifferenceTargetPropagation")

@@ -49,7 +49,7 @@ def train(strategy, rule, stream, jit_compile, **clipping):
         optimizer = keras.optimizers.AdamW(1e-2, **clipping)
     trainer = tfbio.Trainer(
         model,
-        RULES.get(rule, rule),
+        rule,
         optimizer,
         strategy=strategy,
         jit_compile=jit_compile,
