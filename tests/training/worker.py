@@ -1,9 +1,11 @@
 """Run by test_workers.py, once for each process of a cluster: trains a small run."""
 
+import functools
 import sys
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import tfbio
 from tfbio.run import Run, train
@@ -12,7 +14,10 @@ from tfbio.run import Run, train
 def load(name="", split="train", batch_size=8, seed=0, shuffle=True, augmentation="flip_crop", drop_remainder=False):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (27, 6, 6, 2), np.uint8), rng.integers(0, 4, 27).astype(np.int32)
-    data = tfbio.data.from_arrays(images, labels, batch_size, seed=seed, shuffle=shuffle, augmentation=augmentation)
+    if augmentation == "streamed":
+        data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size)
+    else:
+        data = tfbio.data.from_arrays(images, labels, batch_size, seed=seed, shuffle=shuffle, augmentation=augmentation)
     preprocessing = keras.layers.Rescaling(1 / 255)
     info = tfbio.data.DatasetInfo("random", split, ("train", "test"), 4, (6, 6, 2), 27, preprocessing, None)
     return data, info
@@ -29,8 +34,9 @@ def model(input_shape, classes):
 
 
 def run(rule: str, epochs: int, strategy: str) -> Run:
+    rule, _, streamed = rule.partition(" ")
     return Run(
-        load=load,
+        load=functools.partial(load, augmentation="streamed") if streamed else load,
         model=model,
         rule=rule,
         optimizer=lambda: keras.optimizers.AdamW(1e-2),

@@ -97,6 +97,10 @@ class StreamFeed:
         position = epoch * self.steps_per_epoch + first
         if not (self._endless and self._at == position):
             dataset = self._source(epoch, position if self._endless else first)
+            options = tf.data.Options()
+            # Each worker takes its part of every batch, and not batches of its own from a part of the files.
+            options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+            dataset = dataset.with_options(options)
             self._iterator = iter(self._strategy.experimental_distribute_dataset(dataset))
         self._at = (epoch + 1) * self.steps_per_epoch
         return self._iterator
