@@ -12,11 +12,16 @@ RULES = {
     "bp": lambda: tfbio.rules.Backpropagation(),
     "fa": lambda: tfbio.rules.FeedbackAlignment(seed=1),
     "fa same": lambda: tfbio.rules.FeedbackAlignment(seed=1, last_layer="same"),
+    "usf": lambda: tfbio.rules.SignSymmetry("uniform", seed=1),
+    "brsf": lambda: tfbio.rules.SignSymmetry("batch", seed=1),
+    "frsf": lambda: tfbio.rules.SignSymmetry("fixed", seed=1),
+    "kp": lambda: tfbio.rules.KolenPollack(seed=1),
     "wm": lambda: tfbio.rules.WeightMirror(seed=1, interval=2),
     "dfa": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1),
     "dfa shared": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1, storage="shared"),
     "dfa regenerated": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1, storage="regenerated"),
     "dfa broadcast": lambda: tfbio.rules.DirectFeedbackAlignment(seed=1, storage="broadcast"),
+    "drtp": lambda: tfbio.rules.DirectRandomTargetProjection(seed=1),
     # Noise would be each shard's own.
     "tp": lambda: tfbio.rules.TargetPropagation(noise=0.0),
     "dtp": lambda: tfbio.rules.DifferenceTargetPropagation(noise=0.0, reduction="mean"),
@@ -24,11 +29,24 @@ RULES = {
     "ao_sdtp": lambda: tfbio.rules.AuxiliaryOutputSDTP(noise=0.0, auxiliary_units=4),
 }
 ALL = pytest.mark.parametrize("make", RULES.values(), ids=RULES)
-LEARNED = ("WeightMirror", "TargetPropagation", "DifferenceTargetPropagation", "SimplifiedDifferenceTargetPropagation")
+LEARNED = (
+    "KolenPollack",
+    "WeightMirror",
+    "TargetPropagation",
+    "DifferenceTargetPropagation",
+    "SimplifiedDifferenceTargetPropagation",
+)
 LEARNED += ("AuxiliaryOutputSDTP",)
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(6, 6, 6, 2)), RANDOM.integers(0, 3, 6)
 WEIGHTS = RANDOM.uniform(0.1, 1, 6)
+
+
+def test_every_rule_is_here():
+    bases = (tfbio.rules.LearningRule, tfbio.rules.FeedbackRule)
+    public = [getattr(tfbio.rules, name) for name in tfbio.rules.__all__]
+    rules = {each for each in public if isinstance(each, type) and issubclass(each, bases[0])} - set(bases)
+    assert {type(make()) for make in RULES.values()} == rules
 
 
 def network(regularizer=None, norm=False):
