@@ -1,11 +1,15 @@
 """Every test starts from the same seed and leaves Keras's dtypes as it found them."""
 
 import os
+import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras  # noqa: E402  (reads the log level when it is imported)
 import pytest  # noqa: E402
+
+# A shell starts what it runs in the background with SIGINT ignored, and Python and its children leave it so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
