@@ -71,7 +71,7 @@ class Feedback(keras.layers.Wrapper):
         self._feedback_variables = []
         for number, kernel in enumerate(kernels(self.layer)):
             # A layer has one or two kernels: two numbers a layer keep all draws of a network apart.
-            initializer = self.feedback.initializer(2 * self.index + number, fans(self.layer, kernel))
+            initializer = self.feedback.initializer(2 * self.index + number, fans(self.layer, kernel), kernel)
             variable = None
             if initializer is not None:
                 variable = self.add_weight(

@@ -8,7 +8,8 @@ $$ \delta_{l} = \left(\delta_{l+1} B_{l+1}^\top\right) \odot s_l'(a_l), \qquad
 `FeedbackRule` is the family; a member only says where $B$ comes from:
 
 * `FeedbackAlignment` draws it once at random: Lillicrap, Cownden, Tweed & Akerman 2016, "Random synaptic feedback
-  weights support error backpropagation for deep learning" (Nature Communications 7:13276).
+  weights support error backpropagation for deep learning" (Nature Communications 7:13276). With `signed_init` the draw
+  has the signs of the first forward weights: Xiao et al. 2018 (arXiv:1811.03567), code.
 * `SignSymmetry` lets it share the signs of $W$: Liao, Leibo & Poggio 2016 (arXiv:1510.05067); Xiao et al. 2018
   (arXiv:1811.03567). `tfbio.feedback.sign_symmetric` has the variants.
 * `KolenPollack` lets it learn with $W$: Kolen & Pollack 1994; Akrout et al. 2019 (arXiv:1904.05391).
@@ -95,6 +96,7 @@ class FeedbackAlignment(FeedbackRule):
         scale: a factor on every draw.
         seed: of the draw; None takes Keras's global seed.
         last_layer, allow_backpropagation: as in `FeedbackRule`.
+        signed_init: let each weight start with the sign of its kernel's, as it is when the rule is built, and keep it.
     """
 
     def __init__(
@@ -104,11 +106,14 @@ class FeedbackAlignment(FeedbackRule):
         seed: int | None = None,
         last_layer: Any = "symmetric",
         allow_backpropagation: Iterable[str] = (),
+        signed_init: bool = False,
     ):
-        super().__init__(feedback_weights.Random(initializer, scale, seed), last_layer, allow_backpropagation)
+        kind = feedback_weights.SignedRandom if signed_init else feedback_weights.Random
+        super().__init__(kind(initializer, scale, seed), last_layer, allow_backpropagation)
+        self.signed_init = signed_init
 
     def get_config(self) -> dict[str, Any]:
-        return {**self.feedback.get_config(), **self._options()}
+        return {**self.feedback.get_config(), **self._options(), "signed_init": self.signed_init}
 
 
 @register
