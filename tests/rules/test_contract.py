@@ -31,7 +31,6 @@ RULES = {
 }
 ALL = pytest.mark.parametrize("make", RULES.values(), ids=RULES)
 LEARNED = (
-    "KolenPollack",
     "WeightMirror",
     "TargetPropagation",
     "DifferenceTargetPropagation",

@@ -80,6 +80,7 @@ class Feedback(keras.layers.Wrapper):
                     dtype=kernel.dtype,
                     initializer=initializer,
                     trainable=self.feedback.learned,
+                    aggregation="only_first_replica",  # whatever replicas assign is the same on all of them
                 )
             self._feedback_variables.append(variable)
 
