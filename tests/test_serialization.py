@@ -30,6 +30,7 @@ TARGETS = {
 OBJECTS = {
     feedback.Learned: {"initializer": "he_normal", "scale": 0.5, "seed": 3},
     feedback.Random: {"initializer": "he_normal", "scale": 0.5, "seed": 3},
+    feedback.SignedRandom: {"initializer": "he_normal", "scale": 0.5, "seed": 3},
     feedback.SignSymmetric: {
         "magnitude": "fixed",
         "scale": "norm",
@@ -70,6 +71,7 @@ OBJECTS = {
         "seed": 3,
         "last_layer": "same",
         "allow_backpropagation": ("lstm",),
+        "signed_init": True,
     },
     rules.FeedbackRule: {
         "feedback": feedback.Random("he_normal", seed=3),

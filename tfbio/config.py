@@ -46,7 +46,7 @@ def _register() -> None:
     gin.external_configurable(data.load, name="load", module="tfbio.data")
     add("tfbio.models", models, models.__all__)
     add("tfbio.rules", rules, [n for n in rules.__all__ if n not in ("get", "LearningRule", "Update")])
-    add("tfbio.feedback", feedback, ("Random", "SignSymmetric", "Symmetric"))
+    add("tfbio.feedback", feedback, ("Random", "SignedRandom", "SignSymmetric", "Symmetric"))
     add("tfbio.losses", losses, ("MeanSquaredError", "SigmoidCrossEntropy", "SoftmaxCrossEntropy"))
     add("tfbio.optimizers", optimizers, optimizers.__all__)
     add("keras.optimizers", keras.optimizers, _OPTIMIZERS)

@@ -12,6 +12,7 @@ RULES = {
     "bp": lambda: tfbio.rules.Backpropagation(),
     "fa": lambda: tfbio.rules.FeedbackAlignment(seed=1),
     "fa same": lambda: tfbio.rules.FeedbackAlignment(seed=1, last_layer="same"),
+    "fa signed": lambda: tfbio.rules.FeedbackAlignment(seed=1, signed_init=True),
     "usf": lambda: tfbio.rules.SignSymmetry("uniform", seed=1),
     "brsf": lambda: tfbio.rules.SignSymmetry("batch", seed=1),
     "frsf": lambda: tfbio.rules.SignSymmetry("fixed", seed=1),
@@ -30,7 +31,6 @@ RULES = {
 }
 ALL = pytest.mark.parametrize("make", RULES.values(), ids=RULES)
 LEARNED = (
-    "KolenPollack",
     "WeightMirror",
     "TargetPropagation",
     "DifferenceTargetPropagation",

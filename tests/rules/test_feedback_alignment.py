@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers as L
 
 import tfbio
+from tfbio import config
 from tfbio.rules import Backpropagation, FeedbackAlignment, FeedbackRule
 
 RANDOM = np.random.default_rng(0)
@@ -183,3 +184,59 @@ def test_feedback_is_fixed_and_owned_by_the_rule():
     assert [layer.layer for layer in rule.feedback_layers] == model.layers
     assert [id(b) for layer in rule.feedback_layers for _, b in layer.pairs] == [id(b) for b in rule.variables]
     assert not any(b.trainable for b in rule.variables)
+
+
+def signed_network(**options):
+    """Networks with a kernel of each sort: a convolution, a separable one (two kernels), a locally connected one."""
+    keras.utils.set_random_seed(1)
+    hidden = [L.Conv2D(4, 3, **options), L.SeparableConv2D(5, 3, depth_multiplier=2, activation="tanh")]
+    hidden += [tfbio.layers.LocallyConnected2D(3, 2, activation="tanh"), L.Flatten(), L.Dense(6, "tanh")]
+    return keras.Sequential([keras.Input((8, 8, 3)), *hidden, L.Dense(3)])
+
+
+def pairs_of(rule):
+    return [(np.asarray(w), np.asarray(b)) for layer in rule.feedback_layers for w, b in layer.pairs]
+
+
+def test_signed_feedback_has_the_signs_of_every_kernel_and_the_magnitudes_of_the_random_one():
+    model = signed_network()
+    options = {"scale": 3.0, "seed": 1, "last_layer": "same"}
+    plain, signed = (pairs_of(build(FeedbackAlignment(signed_init=init, **options), model)) for init in (False, True))
+    assert len(signed) == 6
+    for (w, b), (_, random) in zip(signed, plain, strict=True):
+        np.testing.assert_array_equal(np.sign(b), np.sign(w))
+        np.testing.assert_array_equal(np.abs(b), np.abs(random))
+        assert np.any(np.sign(random) != np.sign(w))  # else nothing was to be done
+
+
+def test_signed_feedback_of_one_magnitude_is_the_kernels_signs():
+    """As in Xiao et al.'s code; a forward weight of zero has no sign to give, and the draw keeps its own."""
+    model = signed_network(kernel_initializer="zeros")
+    (first, *others) = pairs_of(build(FeedbackAlignment("ones", scale=0.2, last_layer="same", signed_init=True), model))
+    np.testing.assert_allclose(first[1], np.full(first[0].shape, 0.2))
+    for w, b in others:
+        np.testing.assert_allclose(b, 0.2 * np.sign(w))
+    (w, b), *_ = pairs_of(build(FeedbackAlignment(last_layer="same", signed_init=True), model))
+    assert not w.any() and b.min() < 0 < b.max()
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+def test_signed_feedback_never_moves(jit_compile):
+    """Not with the weights, either, whose signs change."""
+    model = signed_network()
+    rule = FeedbackAlignment(signed_init=True, last_layer="same")
+    trainer = tfbio.Trainer(model, rule, keras.optimizers.Adam(0.1), jit_compile=jit_compile)
+    before = pairs_of(rule)
+    x, y = IMAGES.astype("float32"), CLASSES
+    trainer.fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(6), epochs=3, verbose=False)
+    for (w0, b0), (w, b) in zip(before, pairs_of(rule), strict=True):
+        np.testing.assert_array_equal(b, b0)
+        assert np.any(np.sign(w) != np.sign(w0))
+
+
+def test_signed_feedback_from_gin(tmp_path):
+    config.parse(["runs/digits.gin", "rules/fa.gin"], ["FeedbackAlignment.signed_init=True"])
+    rule = config.load_run().rule()
+    assert rule.signed_init
+    for w, b in pairs_of(build(rule, config.load_run().model((8, 8, 1), 10))):
+        np.testing.assert_array_equal(np.sign(w), np.sign(b))

@@ -16,6 +16,7 @@ tf.config.set_logical_device_configuration(
 
 # Rules whose defaults would leave a part of them untried; noise that is each replica's own is left out.
 RULES = {
+    "fa": {"class_name": "fa", "config": {"signed_init": True}},
     "wm": {"class_name": "wm", "config": {"interval": 3}},
     "dtp": {"class_name": "dtp", "config": {"noise": 0.0}},
     "ao_sdtp": {

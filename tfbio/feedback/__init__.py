@@ -1,16 +1,23 @@
-"""Where backward weights come from: `Symmetric` (backpropagation's), `Random`, `Learned`, `SignSymmetric`."""
+"""Where backward weights come from: `Symmetric` (backpropagation's), `Random`, `SignedRandom`, `Learned`,
+`SignSymmetric`."""
 
 from typing import Any
 
 from tfbio.feedback.base import FeedbackWeights
-from tfbio.feedback.random import Learned, Random, seeded
+from tfbio.feedback.random import Learned, Random, SignedRandom, seeded
 from tfbio.feedback.sign_symmetric import SignSymmetric
 from tfbio.feedback.symmetric import Symmetric
 from tfbio.serialization import resolve
 
-__all__ = ["FeedbackWeights", "Learned", "Random", "SignSymmetric", "Symmetric", "get", "seeded"]
+__all__ = ["FeedbackWeights", "Learned", "Random", "SignSymmetric", "SignedRandom", "Symmetric", "get", "seeded"]
 
-_NAMES = {"symmetric": Symmetric, "random": Random, "learned": Learned, "sign_symmetric": SignSymmetric}
+_NAMES = {
+    "symmetric": Symmetric,
+    "random": Random,
+    "signed_random": SignedRandom,
+    "learned": Learned,
+    "sign_symmetric": SignSymmetric,
+}
 
 
 def get(identifier: Any) -> FeedbackWeights:

@@ -20,17 +20,20 @@ class FeedbackWeights:
     #: True if the variable learns: a rule then returns an update for it.
     learned = False
 
-    def initializer(self, index: int, fans: tuple[float, float] | None = None) -> Callable[..., tf.Tensor] | None:
+    def initializer(
+        self, index: int, fans: tuple[float, float] | None = None, kernel: Any = None
+    ) -> Callable[..., tf.Tensor] | None:
         """What to fill the kernel's own feedback variable with.
 
         Args:
             index: the kernel's number in the network, so that one seed gives each kernel its own draw.
             fans: the kernel's (fan-in, fan-out); None for what its shape says.
+            kernel: the forward weights themselves, for what starts from their values.
 
         Returns:
             A Keras initializer, `(shape, dtype) -> tensor`; None if no variable is needed.
         """
-        del index, fans
+        del index, fans, kernel
         return None
 
     def __call__(

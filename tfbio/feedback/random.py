@@ -12,6 +12,10 @@ weights between positions, those of one position):
 | Lillicrap et al. 2016 | `RandomUniform(-0.5, 0.5)` |
 | Xiao et al. 2018, conv: $N(0, 2 / (k_h k_w c_{out}))$ | `VarianceScaling(2.0, "fan_out", "untruncated_normal")` |
 | Xiao et al. 2018, dense: $U(\pm 1/\sqrt{n_{in}})$ | `VarianceScaling(1 / 3, "fan_in", "uniform")` |
+
+`SignedRandom` lets the draw start with the forward weights' signs, $B = |B_0| \odot \mathrm{sign}(W_0)$, and keeps it:
+feedback alignment with signed initialisation in the code of Xiao et al. 2018 (arXiv:1811.03567). Where $W$ keeps its
+signs (`tfbio.optimizers.NoSignChangeSGD`), that is sign symmetry without any transport.
 """
 
 from collections.abc import Callable
@@ -25,7 +29,7 @@ from tfbio.fans import with_fans
 from tfbio.feedback.base import FeedbackWeights
 from tfbio.serialization import register
 
-__all__ = ["Learned", "Random", "seeded"]
+__all__ = ["Learned", "Random", "SignedRandom", "seeded"]
 
 
 def seeded(initializer: Any, seed: int | None, index: int) -> Callable[..., tf.Tensor]:
@@ -65,7 +69,9 @@ class Random(FeedbackWeights):
         self.scale = scale
         self.seed = seed
 
-    def initializer(self, index: int, fans: tuple[float, float] | None = None) -> Callable[..., tf.Tensor]:
+    def initializer(
+        self, index: int, fans: tuple[float, float] | None = None, kernel: Any = None
+    ) -> Callable[..., tf.Tensor]:
         draw = seeded(self._initializer, self.seed, index)
         if fans is not None:
             draw = with_fans(draw, fans)
@@ -86,6 +92,30 @@ class Random(FeedbackWeights):
             "scale": self.scale,
             "seed": self.seed,
         }
+
+
+@register
+class SignedRandom(Random):
+    """Backward weights drawn once, with the signs that the forward ones have when the feedback is made.
+
+    Xiao et al.'s code gives all weights of a kernel one magnitude: `initializer="ones"`, with `scale` for their size.
+    Where a forward weight is zero, the draw keeps its own sign.
+
+    Args:
+        initializer, scale, seed: as in `Random`.
+    """
+
+    def initializer(
+        self, index: int, fans: tuple[float, float] | None = None, kernel: Any = None
+    ) -> Callable[..., tf.Tensor]:
+        random = super().initializer(index, fans)
+
+        def draw(shape: tuple[int, ...], dtype: Any = None) -> tf.Tensor:
+            values = random(shape, dtype)
+            signs = tf.sign(tf.cast(tf.convert_to_tensor(kernel), values.dtype))
+            return tf.where(signs == 0, values, tf.abs(values) * signs)
+
+        return draw
 
 
 @register

@@ -80,7 +80,9 @@ class SignSymmetric(FeedbackWeights):
         self.concordance = concordance
         self.seed = seed
 
-    def initializer(self, index: int, fans: tuple[float, float] | None = None) -> Callable[..., tf.Tensor] | None:
+    def initializer(
+        self, index: int, fans: tuple[float, float] | None = None, kernel: Any = None
+    ) -> Callable[..., tf.Tensor] | None:
         if self.magnitude != "fixed" and self.concordance == 1.0:
             return None
         upper = math.sqrt(3.0) if self.distribution == "uniform" else 1.0

@@ -71,7 +71,7 @@ class Feedback(keras.layers.Wrapper):
         self._feedback_variables = []
         for number, kernel in enumerate(kernels(self.layer)):
             # A layer has one or two kernels: two numbers a layer keep all draws of a network apart.
-            initializer = self.feedback.initializer(2 * self.index + number, fans(self.layer, kernel))
+            initializer = self.feedback.initializer(2 * self.index + number, fans(self.layer, kernel), kernel)
             variable = None
             if initializer is not None:
                 variable = self.add_weight(
@@ -80,6 +80,7 @@ class Feedback(keras.layers.Wrapper):
                     dtype=kernel.dtype,
                     initializer=initializer,
                     trainable=self.feedback.learned,
+                    aggregation="only_first_replica",  # whatever replicas assign is the same on all of them
                 )
             self._feedback_variables.append(variable)
 
@@ -123,29 +124,39 @@ class Feedback(keras.layers.Wrapper):
         with _without_activation(self.layer), keras.StatelessScope(state_mapping=substitution):
             return self.layer(inputs)
 
-    def mirrored(self, noise: tf.Tensor) -> tf.Tensor:
-        r"""An estimate of the kernel from the layer's response to noise, $\frac1n \sum x \otimes (f(x) - f(0))$.
+    def mirrored(self, noise: tf.Tensor, others: Sequence[tf.Tensor] = ()) -> list[tf.Tensor]:
+        r"""Estimates of the kernels from the layer's response to noise, $\frac1n \sum x \otimes (f(x) - f(0))$.
+
+        A layer of several kernels is driven once for each of them, with noise in the place of the others. What an input
+        and an output share on average is then one kernel alone, for signals on other ways cancel.
 
         Args:
             noise: $x$, `(examples, …)` as the layer takes it: independent numbers of mean 0 and variance 1.
+            others: the same in each kernel's shape, if there are several.
 
         Returns:
-            The estimate, of the kernel's shape and dtype. Its mean is the kernel if each weight alone joins its inputs
-            and outputs, as in every layer that Keras has.
+            The estimates, of the kernels' shapes and dtypes. Their means are the kernels if each weight alone joins its
+            inputs and outputs, as in every layer that Keras has.
         """
-        (kernel,) = [tf.convert_to_tensor(kernel.value) for kernel in kernels(self.layer)]
+        forward = [tf.convert_to_tensor(kernel.value) for kernel in kernels(self.layer)]
+        others = [tf.cast(other, kernel.dtype) for other, kernel in zip(others, forward, strict=False)]
+        silence, one = tf.zeros_like(noise[:1]), tf.ones_like(noise[:1])
 
-        def outer(inputs: tf.Tensor, response: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        def outer(position: int, weights: list, inputs: tf.Tensor, response: Callable) -> tf.Tensor:
             """The sum of inputs times response over all places where each weight is used: the kernel's own gradient."""
             with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(kernel)
-                outputs = self._affine(inputs, [kernel])
-            return tape.gradient(outputs, kernel, response(outputs))
+                tape.watch(weights[position])
+                outputs = self._affine(inputs, weights)
+            return tape.gradient(outputs, weights[position], response(outputs))
 
-        silence, one = tf.zeros_like(noise[:1]), tf.ones_like(noise[:1])
-        products = outer(noise, lambda outputs: outputs - self._affine(silence, [kernel]))
-        uses = outer(one, tf.ones_like) * tf.cast(tf.shape(noise)[0], kernel.dtype)
-        return tf.math.divide_no_nan(products, uses)
+        def estimate(position: int, kernel: tf.Tensor) -> tf.Tensor:
+            weights = [*others[:position], kernel, *others[position + 1 :]]
+            products = outer(position, weights, noise, lambda outputs: outputs - self._affine(silence, weights))
+            # How often each weight is used: the mean square of what reaches it, for noise of variance 1 on all ways.
+            uses = outer(position, [tf.ones_like(each) for each in weights], one, tf.ones_like)
+            return tf.math.divide_no_nan(products, uses * tf.cast(tf.shape(noise)[0], kernel.dtype))
+
+        return [estimate(position, kernel) for position, kernel in enumerate(forward)]
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return self.layer.compute_output_shape(input_shape)

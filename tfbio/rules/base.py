@@ -141,6 +141,15 @@ class LearningRule:
         return []
 
     @property
+    def followers(self) -> list[tuple[keras.Variable, keras.Variable]]:
+        r"""`(b, w)`: variables $b$ of the rule's own that take the steps of the model's $w$; none by default.
+
+        Whoever applies updates lets $b$ have the step that $w$'s optimizer makes, decay included, so that $w - b$
+        shrinks by the optimizer's decay alone (`tfbio.training.optimizing`).
+        """
+        return []
+
+    @property
     def feedback_variables(self) -> list[keras.Variable]:
         """The variables of `Update.feedback`, in its order: those of `variables` that learn."""
         return [variable for variable in self.variables if variable.trainable]

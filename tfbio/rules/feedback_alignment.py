@@ -8,7 +8,8 @@ $$ \delta_{l} = \left(\delta_{l+1} B_{l+1}^\top\right) \odot s_l'(a_l), \qquad
 `FeedbackRule` is the family; a member only says where $B$ comes from:
 
 * `FeedbackAlignment` draws it once at random: Lillicrap, Cownden, Tweed & Akerman 2016, "Random synaptic feedback
-  weights support error backpropagation for deep learning" (Nature Communications 7:13276).
+  weights support error backpropagation for deep learning" (Nature Communications 7:13276). With `signed_init` the draw
+  has the signs of the first forward weights: Xiao et al. 2018 (arXiv:1811.03567), code.
 * `SignSymmetry` lets it share the signs of $W$: Liao, Leibo & Poggio 2016 (arXiv:1510.05067); Xiao et al. 2018
   (arXiv:1811.03567). `tfbio.feedback.sign_symmetric` has the variants.
 * `KolenPollack` lets it learn with $W$: Kolen & Pollack 1994; Akrout et al. 2019 (arXiv:1904.05391).
@@ -26,7 +27,6 @@ from tfbio import feedback as feedback_weights
 from tfbio.layers import Feedback
 from tfbio.network import with_feedback
 from tfbio.rules.backpropagation import Backpropagation
-from tfbio.rules.base import Update
 from tfbio.serialization import register
 
 __all__ = ["FeedbackAlignment", "FeedbackRule", "KolenPollack", "SignSymmetry"]
@@ -95,6 +95,7 @@ class FeedbackAlignment(FeedbackRule):
         scale: a factor on every draw.
         seed: of the draw; None takes Keras's global seed.
         last_layer, allow_backpropagation: as in `FeedbackRule`.
+        signed_init: let each weight start with the sign of its kernel's, as it is when the rule is built, and keep it.
     """
 
     def __init__(
@@ -104,11 +105,14 @@ class FeedbackAlignment(FeedbackRule):
         seed: int | None = None,
         last_layer: Any = "symmetric",
         allow_backpropagation: Iterable[str] = (),
+        signed_init: bool = False,
     ):
-        super().__init__(feedback_weights.Random(initializer, scale, seed), last_layer, allow_backpropagation)
+        kind = feedback_weights.SignedRandom if signed_init else feedback_weights.Random
+        super().__init__(kind(initializer, scale, seed), last_layer, allow_backpropagation)
+        self.signed_init = signed_init
 
     def get_config(self) -> dict[str, Any]:
-        return {**self.feedback.get_config(), **self._options()}
+        return {**self.feedback.get_config(), **self._options(), "signed_init": self.signed_init}
 
 
 @register
@@ -146,10 +150,11 @@ class KolenPollack(FeedbackRule):
 
     $$ W \leftarrow (1 - \lambda) W + \Delta, \qquad B \leftarrow (1 - \lambda) B + \Delta, $$
 
-    so that $W - B$ shrinks by $1 - \lambda$ a step, whatever $\Delta$ is. $\Delta$ is the optimizer's update from the
-    kernel's own gradient, the outer product of the layer's input and error, which both pathways see. $\lambda$ is the
-    optimizer's: the learning rate times its `weight_decay`, as in `keras.optimizers.SGD(0.1, weight_decay=1e-3)`.
-    Without decay the gap stays as it is.
+    so that $W - B$ shrinks by $1 - \lambda$ a step, whatever $\Delta$ is. $\Delta$ is what the optimizer makes of the
+    kernel's own gradient, the outer product of the layer's input and error, which both pathways see: $B$ follows the
+    kernel's own step, and needs no moments, no clipping and no optimizer itself. $\lambda$ is the optimizer's: the
+    learning rate times its `weight_decay`, as in `keras.optimizers.SGD(0.1, weight_decay=1e-3)`. Without decay the gap
+    stays as it is, and so does the feedback of a frozen kernel.
 
     Args:
         initializer, scale, seed: of the first backward weights, as in `FeedbackAlignment`.
@@ -164,17 +169,12 @@ class KolenPollack(FeedbackRule):
         last_layer: Any = "same",
         allow_backpropagation: Iterable[str] = (),
     ):
-        feedback = feedback_weights.Learned(initializer, scale, seed)
-        super().__init__(feedback, last_layer, allow_backpropagation)
+        super().__init__(feedback_weights.Random(initializer, scale, seed), last_layer, allow_backpropagation)
 
-    def compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None = None) -> Update:
-        update = super().compute(x, y, weights)
-        gradients = {id(variable): gradient for gradient, variable in update.forward}
-        learned = {id(variable): variable for variable in self.feedback_variables}
-        pairs = [(w, b) for layer in self.feedback_layers for w, b in layer.pairs if id(b) in learned]
-        # A frozen kernel has no gradient, and its feedback stays.
-        feedback = [(gradients.get(id(w), tf.zeros(b.shape, b.dtype)), b) for w, b in pairs]
-        return update._replace(feedback=feedback)
+    @property
+    def followers(self) -> list[tuple[keras.Variable, keras.Variable]]:
+        learning = [layer for layer in self.feedback_layers if layer.feedback is self.feedback]
+        return [(b, w) for layer in learning for w, b in layer.pairs if w.trainable]
 
     def get_config(self) -> dict[str, Any]:
         return {**self.feedback.get_config(), **self._options()}

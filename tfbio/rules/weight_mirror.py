@@ -11,6 +11,10 @@ The Hebbian term alone would let $B$ grow for ever. With $λ = 1$, used here, it
 a running mean of unbiased estimates of $W$, of $W$'s own size, that forgets at the rate $η$, the learning rate of the
 feedback optimizer. The paper's decay is this $λ$; its noise variance is in $η$.
 
+A separable convolution has two kernels, one behind the other. Each is mirrored with fresh noise in the other's place:
+the signal that reaches the pointwise kernel is white then, and what the random pointwise kernel makes of the depthwise
+one's answer averages to that answer. Both estimates keep the mean $W$.
+
 Akrout, Wilson, Humphreys, Lillicrap & Tweed 2019, "Deep Learning without Weight Transport" (arXiv:1904.05391).
 """
 
@@ -28,6 +32,9 @@ from tfbio.rules.feedback_alignment import FeedbackRule
 from tfbio.serialization import register
 
 __all__ = ["WeightMirror", "noise"]
+
+# Numbers of the draws that stand in for kernels, beyond those of layers.
+_STAND_INS = 1 << 20
 
 
 def noise(shape: tuple[int, ...], key: tf.Tensor) -> tf.Tensor:
@@ -85,12 +92,6 @@ class WeightMirror(FeedbackRule):
         network = super().make_network()
         self._mirrors = [layer for layer in self.feedback_layers if layer.feedback.learned]
         for layer in self._mirrors:
-            if len(kernels(layer.layer)) > 1:
-                raise ValueError(
-                    f"Invalid value for `model`: layer {layer.layer.name!r} ({type(layer.layer).__name__}) has two "
-                    "kernels, and noise can't tell them apart. Make it of two layers (DepthwiseConv, then a Conv with "
-                    f"kernel size 1), or pass allow_backpropagation=({layer.layer.name!r},)."
-                )
             if None in layer.input_shape[1:]:
                 raise ValueError(
                     f"Invalid value for `model`: a weight mirror needs inputs of a fixed size, received "
@@ -102,15 +103,20 @@ class WeightMirror(FeedbackRule):
         update = super().compute(x, y, weights)
         # Every replica sees the same noise and contributes its share of the global batch: they sum to one update.
         share = tf.reduce_sum(example_weights(x, weights))
-        mirrors = zip(self._mirrors, self.feedback_variables, strict=True)
-        return update._replace(feedback=[(self._mirror(layer, b, share), b) for layer, b in mirrors])
+        estimates = [estimate for layer in self._mirrors for estimate in self._mirrored(layer)]
+        learned = zip(estimates, self.feedback_variables, strict=True)
+        return update._replace(feedback=[((b.value - w) * tf.cast(share, b.dtype), b) for w, b in learned])
 
-    def _mirror(self, layer: Feedback, variable: keras.Variable, share: tf.Tensor) -> tf.Tensor:
-        """$B - \\hat W$, times `share`."""
-        step = tf.convert_to_tensor(self.step)
-        key = tf.stack([tf.constant(((self.feedback.seed or 0) << 32) + layer.index, tf.int64), step])
-        estimate = layer.mirrored(noise((self.examples, *layer.input_shape[1:]), key))
-        return (variable.value - estimate) * tf.cast(share, variable.dtype)
+    def _mirrored(self, layer: Feedback) -> list[tf.Tensor]:
+        """$\\hat W$ for each of a layer's kernels."""
+
+        def draw(number: int, shape: tuple[int, ...]) -> tf.Tensor:
+            words = [tf.constant(((self.feedback.seed or 0) << 32) + number, tf.int64), tf.convert_to_tensor(self.step)]
+            return noise(shape, tf.stack(words))
+
+        weights = kernels(layer.layer)
+        others = [draw(_STAND_INS + 2 * layer.index + n, kernel.shape) for n, kernel in enumerate(weights)]
+        return layer.mirrored(draw(layer.index, (self.examples, *layer.input_shape[1:])), others)
 
     @property
     def phases(self) -> tuple[tuple[str, ...], ...]:

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfbio import losses, rules
+from tfbio.training.optimizing import follow, remaining_gaps, together
 
 __all__ = ["Learner"]
 
@@ -70,8 +71,10 @@ class Learner(keras.Model):
         x, y, importance, weights = self._unpack(data)
         x = x if self.preprocessing is None else self.preprocessing(x)
         update = self.rule.compute(x, y, self.optimizer.scale_loss(weights))
-        gradients, variables = zip(*update.forward, *update.feedback, strict=True)
-        self.optimizer.apply(list(gradients), list(variables))
+        gradients, variables = map(list, zip(*update.forward, *update.feedback, strict=True))
+        gradients, gaps = together((gradients, remaining_gaps(self.optimizer, self.rule.followers)))
+        self.optimizer.apply(gradients, variables)
+        follow(self.rule.followers, gaps)
         self.rule.step.assign_add(1)
         return self._report(y, update.outputs, importance)
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfbio.rules import LearningRule
 from tfbio.training.averages import Averages
-from tfbio.training.optimizing import globally_clipped
+from tfbio.training.optimizing import follow, globally_clipped, remaining_gaps, together
 
 __all__ = ["NO_STRATEGY", "Loops"]
 
@@ -94,13 +94,11 @@ class Loops:
         # Loss scaling, where float16 needs it, is a factor on every example: updates are linear in the weights.
         scaled = self._optimizer.scale_loss(weights)
         outputs, loss, gradients = compute(x, y, scaled)
-        # No update before every gradient is there: the graph optimizer drops the order of a read and a later write of
-        # feedback weights that learn, where no data tie the two.
-        with tf.control_dependencies(tf.nest.flatten(gradients)):
-            gradients = tf.nest.map_structure(tf.identity, gradients)
+        gradients, gaps = together((gradients, remaining_gaps(self._optimizer, self._rule.followers)))
         unscaled = tf.cast(loss, tf.float32) * tf.math.divide_no_nan(tf.reduce_sum(weights), tf.reduce_sum(scaled))
         for optimizer, own, variables in self._steps(gradients):
             optimizer.apply(globally_clipped(optimizer, own, self._replicas), variables)
+        follow(self._rule.followers, gaps)
         self._averages.add(y, outputs, importance)
         return unscaled
 

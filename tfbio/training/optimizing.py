@@ -1,8 +1,12 @@
-"""Optimizers under replicas: creation in scope, and clipping that clips the **global** gradient.
+r"""Optimizers under replicas: creation in scope, clipping that clips the **global** gradient, and followers.
 
 A Keras 3 optimizer clips what each replica hands it, before it sums over replicas, so that two replicas with opposite
 large gradients end elsewhere than one replica with their sum. Here the gradients are summed first and clipped by the
 optimizer's own settings; its own clipping then finds nothing left to do.
+
+A rule's `followers` are pairs of variables of which the one takes the other's steps. With
+$w \leftarrow (1 - λ) w + Δ$ and $b \leftarrow (1 - λ) b + Δ$, whatever $Δ$ is, $w - b$ only shrinks by $1 - λ$. So
+the gap is read before the optimizer's step, and $b$ is put that far below $w$ behind it.
 """
 
 from typing import Any
@@ -10,7 +14,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-__all__ = ["globally_clipped", "make_optimizer"]
+__all__ = ["follow", "globally_clipped", "make_optimizer", "remaining_gaps", "together"]
+
+Followers = list[tuple[keras.Variable, keras.Variable]]
 
 
 def make_optimizer(
@@ -73,3 +79,34 @@ def globally_clipped(
     else:
         total = [tf.clip_by_value(g, -inner.clipvalue, inner.clipvalue) for g in total]
     return [g * tf.cast(scale / replicas, g.dtype) for g in total]
+
+
+def together(tensors: Any) -> Any:
+    """The same tensors, none of which is there before all are.
+
+    For an update to be made of them: TensorFlow's graph optimizer drops the order of a read and a later write of a
+    variable where no data tie the two, as with feedback weights that learn.
+    """
+    with tf.control_dependencies(tf.nest.flatten(tensors)):
+        return tf.nest.map_structure(tf.identity, tensors)
+
+
+def remaining_gaps(optimizer: keras.optimizers.Optimizer, followers: Followers) -> list[tf.Tensor]:
+    """$(1 - λ) (w - b)$ for each pair $(b, w)$, to be read before `optimizer` takes its step.
+
+    $λ$ is what the optimizer's `weight_decay` takes off $w$ in this step, learning rate included.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    gaps = []
+    for b, w in followers:
+        gap = tf.convert_to_tensor(w) - tf.convert_to_tensor(b)
+        if inner.weight_decay and inner._use_weight_decay(w):
+            gap -= gap * tf.cast(inner.weight_decay, gap.dtype) * tf.cast(inner.learning_rate, gap.dtype)
+        gaps.append(gap)
+    return gaps
+
+
+def follow(followers: Followers, gaps: list[tf.Tensor]) -> None:
+    """Puts each $b$ a gap below its $w$, which has taken its step."""
+    for (b, w), gap in zip(followers, gaps, strict=True):
+        b.assign(tf.convert_to_tensor(w) - gap)
