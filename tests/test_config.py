@@ -24,6 +24,7 @@ RULES = {
     "dtp": "DifferenceTargetPropagation",
     "sdtp": "SimplifiedDifferenceTargetPropagation",
     "ao_sdtp": "AuxiliaryOutputSDTP",
+    "ddtp": "DirectDifferenceTargetPropagation",
 }
 
 
@@ -52,7 +53,7 @@ def tiny_data(monkeypatch):
 
 
 def test_the_tree_is_found():
-    assert len(FILES) > 20 and len(COMPLETE) == 61
+    assert len(FILES) > 20 and len(COMPLETE) == 64
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -73,6 +73,7 @@ class StopAt(keras.callbacks.Callback):
         ("sdtp", 13, True),
         ("tp", 3, False),
         (AO_SDTP, 11, False),
+        ("ddtp", 11, False),
     ],
 )
 def test_resumed_equals_uninterrupted(tmp_path, rule, stop, jit_compile):

@@ -8,9 +8,9 @@ $$ \theta_l: \; \lVert f_l(h_{l-1}) - t_l \rVert^2 \;(l < L), \quad \ell \;(l = 
    \; \varepsilon \sim N(0, 1) . $$
 
 Inputs and targets are constants of each loss. The inverse loss is *noise-preserving* as it stands; *de-noising*, it
-asks for $h_{l-1}$ in the place of $\tilde h$. The rules of the family differ in how targets come about, and in that
-alone. This file has the core, and the plain way: from $t_L = t$, the loss's own minimum (the one-hot label under
-softmax),
+asks for $h_{l-1}$ in the place of $\tilde h$; `tfbio.rules.local_losses` has these and more. The rules of the family
+differ in how targets come about, and in little else. This file has the core, and the plain way: from $t_L = t$, the
+loss's own minimum (the one-hot label under softmax),
 
 $$ t_l = g_{l+1}(t_{l+1}) . $$
 
@@ -19,8 +19,7 @@ Bengio 2014, "How auto-encoders could provide credit assignment in deep networks
 """
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -31,11 +30,10 @@ from tfbio.feedback.bits import stateless_normal
 from tfbio.network import stages
 from tfbio.rules.backpropagation import regularization, weighted_loss
 from tfbio.rules.base import LearningRule, Update, example_weights
+from tfbio.rules.local_losses import RECONSTRUCTIONS, Map, local_signal, weighted_sum, wide
 from tfbio.serialization import register
 
-__all__ = ["Map", "TargetPropagation", "one_of"]
-
-Map = Callable[[tf.Tensor], tf.Tensor]
+__all__ = ["TargetPropagation", "one_of"]
 
 
 def plain_targets(target: tf.Tensor, inverses: Sequence[Map]) -> list[tf.Tensor]:
@@ -54,30 +52,7 @@ def plain_targets(target: tf.Tensor, inverses: Sequence[Map]) -> list[tf.Tensor]
     return targets
 
 
-def local_loss(a: tf.Tensor, b: tf.Tensor, weights: tf.Tensor, reduction: str) -> tf.Tensor:
-    """$\\sum_b w_b \\lVert a_b - b_b \\rVert^2$, or with the mean over units in the norm's place: a scalar."""
-    return tf.reduce_sum(_by_example(weights, a) * _scale(a, reduction) * tf.square(a - b))
-
-
-def local_signal(h: tf.Tensor, target: tf.Tensor, weights: tf.Tensor, reduction: str) -> tf.Tensor:
-    """The derivative of `local_loss` at $h$, in its shape."""
-    return 2.0 * _by_example(weights, h) * _scale(h, reduction) * (h - target)
-
-
-def _by_example(weights: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    return tf.reshape(tf.cast(weights, like.dtype), [-1, *[1] * (len(like.shape) - 1)])
-
-
-def _scale(like: tf.Tensor, reduction: str) -> float:
-    return 1.0 if reduction == "sum" else 1.0 / math.prod(like.shape[1:])
-
-
-def _wide(tensor: tf.Tensor) -> tf.Tensor:
-    """`tensor` in float32 at least: targets differ little from activations."""
-    return tensor if tensor.dtype == tf.float64 else tf.cast(tensor, tf.float32)
-
-
-def one_of(name: str, value: Any, known: Sequence[str]) -> str:
+def one_of(name: str, value: Any, known: Iterable[str]) -> str:
     """`value`, if it is one of those known for the argument `name`.
 
     Raises:
@@ -95,7 +70,8 @@ class TargetPropagation(LearningRule):
     Args:
         noise: $\\sigma$ of the inverse losses; one number, or one for each stage (those of stages without an inverse
             are not used).
-        reconstruction: `"preserve"` (the inverse returns the noisy activation) or `"denoise"` (the clean one).
+        reconstruction: the inverses' loss, by its name in `tfbio.rules.local_losses`: `"preserve"` (they return the
+            noisy activation), `"denoise"` (the clean one) or `"drl"` (the noise, by differences).
         reduction: `"sum"` or `"mean"` over units, of local and inverse losses. It matters to optimizers whose steps
             depend on the gradient's scale, as Adam's do where its epsilon is large.
         schedule: `"parallel"`: both kinds of losses at every step; `"alternating"`: inverses and forward weights take
@@ -108,6 +84,7 @@ class TargetPropagation(LearningRule):
 
     Attributes:
         stages: the sub-models $f_1, …, f_L$, once built.
+        inverted: what each of the inverses inverts: the stages themselves.
         inverses: $g_l$ for each stage, None where none is needed: at the first.
 
     Raises:
@@ -116,6 +93,10 @@ class TargetPropagation(LearningRule):
 
     #: Whether targets go through an inverse of the last stage.
     inverts_output = True
+    #: Whether $h_L$ is the logits, and the last stage learns from a target, as the others do, not from the loss.
+    targets_logits = False
+    #: Makes the inverses, given what is inverted and the activation of what lies below.
+    make_inverse = staticmethod(inverses.inverse)
 
     def __init__(
         self,
@@ -132,7 +113,9 @@ class TargetPropagation(LearningRule):
         self.noise = noise if isinstance(noise, (int, float)) else tuple(noise)
         if min(self._sigmas(1)) < 0:
             raise ValueError(f"Invalid value for `noise`: expected numbers of at least 0, received {noise}.")
-        self.reconstruction = one_of("reconstruction", reconstruction, ("preserve", "denoise"))
+        self.reconstruction = one_of("reconstruction", reconstruction, RECONSTRUCTIONS)
+        if reconstruction == "drl" and 0 in self._sigmas(2)[1:]:
+            raise ValueError(f"Invalid value for `noise`: reconstruction='drl' needs some, received {noise}.")
         self.reduction = one_of("reduction", reduction, ("sum", "mean"))
         self.schedule = one_of("schedule", schedule, ("parallel", "alternating"))
         if period is not None and (period < 1 or schedule == "parallel"):
@@ -161,8 +144,9 @@ class TargetPropagation(LearningRule):
             raise ValueError(
                 f"Invalid value for `noise`: expected one number or {count}, one for each stage, received {self.noise}."
             )
-        inverted = range(1, count if self.inverts_output else count - 1)
-        self.inverses = [self._make_inverse(number) if number in inverted else None for number in range(count)]
+        self.inverted = self.find_inverted()
+        needed = range(1, count if self.inverts_output else count - 1)
+        self.inverses = [self._make_inverse(number) if number in needed else None for number in range(count)]
 
     def _sigmas(self, count: int) -> tuple[float, ...]:
         return (self.noise,) * count if isinstance(self.noise, (int, float)) else self.noise
@@ -171,8 +155,8 @@ class TargetPropagation(LearningRule):
         """The inverse of stage `number` (from 0), by the user's function or as its mirror image."""
         make = self.inverse
         if make is None or isinstance(make, dict):
-            make = functools.partial(inverses.inverse, **(make or {}))
-        stage, below = self.stages[number], self.stages[number - 1]
+            make = functools.partial(self.make_inverse, **(make or {}))
+        stage, below = self.inverted[number], self.stages[number - 1]
         result = make(stage, activation=inverses.output_activation(below), **options)
         if result.output_shape[1:] != stage.input_shape[1:]:
             raise ValueError(
@@ -199,10 +183,13 @@ class TargetPropagation(LearningRule):
         """
         return plain_targets(target, self.inverses[1:])
 
-    def _image(self, number: int, h: tf.Tensor) -> tf.Tensor:
-        """What the inverse of stage `number` (from 0) takes, for an input $h$ of the stage."""
-        outputs = self.stages[number](h, training=True)
-        return _wide(outputs) if number < len(self.stages) - 1 else self.loss.predict(outputs)
+    def find_inverted(self) -> list[keras.Model]:
+        """What the inverses invert, one for each stage: a model from the stage's input."""
+        return self.stages
+
+    def _seen(self, number: int, h: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+        """What inverse `number` (from 0) takes, for an input of what it inverts and the image of that."""
+        return image
 
     # The core
 
@@ -216,18 +203,22 @@ class TargetPropagation(LearningRule):
             outputs.append(stage(inputs[-1], training=True))
         return inputs, outputs[1:]
 
+    def _output(self, logits: tf.Tensor) -> tf.Tensor:
+        """$h_L$."""
+        return wide(logits) if self.targets_logits else self.loss.predict(logits)
+
     def _targets(self, tape, inputs, outputs, y, weights) -> list[tuple[tf.Tensor, tf.Tensor]]:
         *hidden, logits = outputs
-        activations = [*map(_wide, hidden), self.loss.predict(logits)]
+        activations = [*map(wide, hidden), self._output(logits)]
 
         def gradient() -> tf.Tensor:
-            return _wide(tape.gradient(logits, inputs[-1], tf.cast(self.loss.error(y, logits), logits.dtype)))
+            return wide(tape.gradient(logits, inputs[-1], tf.cast(self.loss.error(y, logits), logits.dtype)))
 
         targets = self.find_targets(activations, self.loss.target(y, logits), gradient, weights)
         return [(tf.stop_gradient(h), tf.stop_gradient(t)) for h, t in zip(activations, targets, strict=True)]
 
     def targets(self, x: tf.Tensor, y: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        """`(activation, target)` of each stage on a batch; the last one's are the prediction and the loss's target."""
+        """`(activation, target)` of each stage on a batch; the last one's activation is the prediction."""
         with keras.StatelessScope(), tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             inputs, outputs = self._forward(tf.nest.map_structure(tf.convert_to_tensor, x), tape)
         return self._targets(tape, inputs, outputs, y, example_weights(x, None))
@@ -239,36 +230,47 @@ class TargetPropagation(LearningRule):
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(values)
             inputs, outputs = self._forward(x, tape)
-            *hidden, logits = outputs
-            loss = weighted_loss(self.loss, y, logits, weights)
+            loss = weighted_loss(self.loss, y, outputs[-1], weights)
             penalty = regularization(self.model, weights, loss.dtype)
         pairs = self._targets(tape, inputs, outputs, y, weights)
+        taught = outputs if self.targets_logits else outputs[:-1]
+        losses = [penalty] if self.targets_logits else [loss, penalty]
         signals = [
             tf.cast(local_signal(h, t, weights, self.reduction), output.dtype)
-            for (h, t), output in zip(pairs[:-1], hidden, strict=True)
+            for output, (h, t) in zip(taught, pairs, strict=False)
         ]
-        ones = [tf.ones_like(loss), tf.ones_like(penalty)]
-        gradients = tape.gradient([*hidden, loss, penalty], values, [*signals, *ones], "zero")
+        gradients = tape.gradient([*taught, *losses], values, [*signals, *map(tf.ones_like, losses)], "zero")
         forward = [(tf.convert_to_tensor(g), v) for g, v in zip(gradients, variables, strict=True)]
-        return Update(logits, loss + penalty, forward, self._learn_inverses(inputs, weights))
+        feedback = self._learn_inverses(inputs, [h for h, _ in pairs], weights)
+        return Update(outputs[-1], loss + penalty, forward, feedback)
 
-    def _learn_inverses(self, inputs: list[tf.Tensor], weights: tf.Tensor) -> list[tuple[tf.Tensor, keras.Variable]]:
+    def _learn_inverses(
+        self, inputs: list[tf.Tensor], images: list[tf.Tensor], weights: tf.Tensor
+    ) -> list[tuple[tf.Tensor, keras.Variable]]:
+        """Gradients of the reconstruction losses, given the inputs of what is inverted and their images."""
         variables = self.feedback_variables
         values = [variable.value for variable in variables]
+        reconstruction, sigmas = RECONSTRUCTIONS[self.reconstruction], self._sigmas(len(self.stages))
         losses = [tf.zeros((), tf.float32)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            for number, (g, sigma) in enumerate(zip(self.inverses, self._sigmas(len(self.inverses)), strict=True)):
+            for number, (g, sigma) in enumerate(zip(self.inverses, sigmas, strict=True)):
                 if g is None:
                     continue
-                clean = _wide(inputs[number])
-                noisy = clean + sigma * self._draw(number, clean) if sigma else clean
-                with keras.StatelessScope():  # running statistics do not move for the noise
-                    image = tf.stop_gradient(self._image(number, noisy))
-                wanted = noisy if self.reconstruction == "preserve" else clean
-                losses.append(local_loss(_wide(g(image, training=True)), wanted, weights, self.reduction))
+                h = wide(inputs[number])
+                f, noise = functools.partial(self._image, number), functools.partial(self._draw, number)
+                u = self._seen(number, h, images[number])
+                error = reconstruction(f, lambda u, g=g: wide(g(u, training=True)), h, u, sigma, noise)
+                losses.append(weighted_sum(error, weights, self.reduction))
         gradients = tape.gradient(losses, values, unconnected_gradients="zero")
         return [(tf.convert_to_tensor(g), v) for g, v in zip(gradients, variables, strict=True)]
+
+    def _image(self, number: int, h: tf.Tensor) -> tf.Tensor:
+        """What inverse `number` takes, for an input $h$ of what it inverts: a constant."""
+        with keras.StatelessScope():  # running statistics do not move for the noise
+            outputs = self.inverted[number](h, training=True)
+        image = self._output(outputs) if number == len(self.stages) - 1 else wide(outputs)
+        return tf.stop_gradient(self._seen(number, h, image))
 
     def _draw(self, number: int, like: tf.Tensor) -> tf.Tensor:
         """Standard normal noise, a function of the seed, the stage, the replica and the step."""
