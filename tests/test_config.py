@@ -24,6 +24,7 @@ RULES = {
     "dtp": "DifferenceTargetPropagation",
     "sdtp": "SimplifiedDifferenceTargetPropagation",
     "ao_sdtp": "AuxiliaryOutputSDTP",
+    "ldrl": "LocalDifferenceTargetPropagation",
     "ddtp": "DirectDifferenceTargetPropagation",
 }
 
@@ -53,7 +54,7 @@ def tiny_data(monkeypatch):
 
 
 def test_the_tree_is_found():
-    assert len(FILES) > 20 and len(COMPLETE) == 64
+    assert len(FILES) > 20 and len(COMPLETE) == 66
 
 
 @pytest.mark.parametrize("file", FILES)

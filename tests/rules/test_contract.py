@@ -25,6 +25,7 @@ RULES = {
     "tp": lambda: quietly(tfbio.rules.TargetPropagation()),
     "dtp": lambda: quietly(tfbio.rules.DifferenceTargetPropagation(reduction="mean")),
     "sdtp": lambda: quietly(tfbio.rules.SimplifiedDifferenceTargetPropagation()),
+    "ldrl": lambda: quietly(tfbio.rules.LocalDifferenceTargetPropagation()),
     "ao_sdtp": lambda: quietly(tfbio.rules.AuxiliaryOutputSDTP(auxiliary_units=4)),
     "ddtp": lambda: quietly(tfbio.rules.DirectDifferenceTargetPropagation(noise=0.5, feedback_decay=0.1)),
 }
@@ -44,7 +45,7 @@ LEARNED = (
     "DifferenceTargetPropagation",
     "SimplifiedDifferenceTargetPropagation",
 )
-LEARNED += ("AuxiliaryOutputSDTP", "DirectDifferenceTargetPropagation")
+LEARNED += ("AuxiliaryOutputSDTP", "DirectDifferenceTargetPropagation", "LocalDifferenceTargetPropagation")
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(6, 6, 6, 2)), RANDOM.integers(0, 3, 6)
 WEIGHTS = RANDOM.uniform(0.1, 1, 6)

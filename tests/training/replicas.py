@@ -16,6 +16,7 @@ tf.config.set_logical_device_configuration(
 
 # Rules whose defaults would leave a part of them untried.
 RULES = {
+    "ldrl": {"class_name": "ldrl", "config": {"feedback_iterations": (1, 2, 3)}},
     "wm": {"class_name": "wm", "config": {"interval": 3}},
     "ao_sdtp": {
         "class_name": "ao_sdtp",

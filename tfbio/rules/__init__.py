@@ -9,6 +9,7 @@
 | `tp`, `dtp` | `TargetPropagation`, `DifferenceTargetPropagation` | Lee et al. 2015 |
 | `sdtp`, `ao_sdtp` | `SimplifiedDifferenceTargetPropagation`, `AuxiliaryOutputSDTP` | Bartunov et al. 2018 |
 | `ddtp` | `DirectDifferenceTargetPropagation` | Meulemans et al. 2020 |
+| `ldrl` | `LocalDifferenceTargetPropagation` | Ernoult et al. 2022 |
 | `wm` | `WeightMirror` | Akrout et al. 2019 |
 | `dfa`, `dfa_shared`, `dfa_regenerated` | `DirectFeedbackAlignment` | Nøkland 2016, Launay et al. 2020 |
 | `dfa_broadcast` | `DirectFeedbackAlignment(storage="broadcast")` | Sanfiz & Akrout 2021 |
@@ -27,6 +28,7 @@ from tfbio.rules.difference_target_propagation import (
 from tfbio.rules.direct_difference_target_propagation import DirectDifferenceTargetPropagation
 from tfbio.rules.direct_feedback_alignment import DirectFeedbackAlignment, DirectRandomTargetProjection
 from tfbio.rules.feedback_alignment import FeedbackAlignment, FeedbackRule, KolenPollack, SignSymmetry
+from tfbio.rules.local_difference_target_propagation import LocalDifferenceTargetPropagation
 from tfbio.rules.target_propagation import TargetPropagation
 from tfbio.rules.weight_mirror import WeightMirror
 from tfbio.serialization import resolve
@@ -42,6 +44,7 @@ __all__ = [
     "FeedbackRule",
     "KolenPollack",
     "LearningRule",
+    "LocalDifferenceTargetPropagation",
     "SignSymmetry",
     "SimplifiedDifferenceTargetPropagation",
     "TargetPropagation",
@@ -63,6 +66,7 @@ _NAMES = {
     "sdtp": SimplifiedDifferenceTargetPropagation,
     "ao_sdtp": AuxiliaryOutputSDTP,
     "ddtp": DirectDifferenceTargetPropagation,
+    "ldrl": LocalDifferenceTargetPropagation,
     "kp": KolenPollack,
     "usf": SignSymmetry,
     "wm": WeightMirror,

@@ -24,8 +24,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfbio.rules.learned_inverses import one_of
 from tfbio.rules.local_losses import Map
-from tfbio.rules.target_propagation import TargetPropagation, one_of
+from tfbio.rules.target_propagation import TargetPropagation
 from tfbio.serialization import register
 
 __all__ = ["AuxiliaryOutputSDTP", "DifferenceTargetPropagation", "SimplifiedDifferenceTargetPropagation"]

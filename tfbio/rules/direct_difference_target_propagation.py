@@ -89,10 +89,13 @@ class DirectDifferenceTargetPropagation(TargetPropagation):
         top = logits - self.target_step * (self.loss.predict(logits) - target)
         return [*(h + (g(top) - g(logits)) for h, g in zip(hidden, self.inverses[1:], strict=True)), top]
 
-    def _learn_inverses(self, inputs, images, weights):
-        pairs = super()._learn_inverses(inputs, [images[-1]] * len(images), weights)
-        share = self.feedback_decay * tf.reduce_sum(weights)
-        return [(gradient + tf.cast(share, gradient.dtype) * v.value, v) for gradient, v in pairs]
+    def _examples(self, inputs: list[tf.Tensor], activations: list[tf.Tensor]) -> dict[int, tuple]:
+        return super()._examples(inputs, [activations[-1]] * len(activations))
+
+    def inverse_loss(self, number: int, h: tf.Tensor, u: tf.Tensor, weights: tf.Tensor, iteration: Any) -> tf.Tensor:
+        loss = super().inverse_loss(number, h, u, weights, iteration)
+        squares = [tf.reduce_sum(tf.square(variable.value)) for variable in self.inverses[number].trainable_variables]
+        return loss + self.feedback_decay / 2 * tf.cast(tf.reduce_sum(weights), loss.dtype) * tf.add_n(squares)
 
     def get_config(self) -> dict[str, Any]:
         own = {"target_step": self.target_step, "feedback_decay": self.feedback_decay}

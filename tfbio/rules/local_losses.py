@@ -1,17 +1,20 @@
 r"""Local losses of target propagation: what a stage learns from its target, and an inverse from its stage.
 
-A stage's is $\lVert h - t \rVert^2$. An inverse $g$ of $f$ is shown $f$ at a noisy input, $\tilde h = h + \sigma \xi$,
-$\xi \sim N(0, 1)$; $f$, $h$ and the noise are constants. Of one example:
+A stage's is $\lVert h - t \rVert^2$. An inverse $g$ of $f$ is shown $f$ at a noisy input, $h + \delta$, where
+$\delta = \sigma \xi$, $\xi \sim N(0, 1)$; $f$, $h$, $u = f(h)$ and the noise are constants. Of one example:
 
 | name | loss | what it pulls $g$ to |
 |---|---|---|
-| `preserve` | $\lVert g(f(\tilde h)) - \tilde h \rVert^2$ | $f^{-1}$ around the data |
-| `denoise` | $\lVert g(f(\tilde h)) - h \rVert^2$ | the same, towards likely $h$ |
-| `drl` | $\lVert (g(f(\tilde h)) - g(f(h))) / \sigma - \xi \rVert^2$ | $J_g = J_f^+$ |
+| `preserve` | $\lVert g(f(h + \delta)) - (h + \delta) \rVert^2$ | $f^{-1}$ around the data |
+| `denoise` | $\lVert g(f(h + \delta)) - h \rVert^2$ | the same, towards likely $h$ |
+| `drl` | $\lVert (g(f(h + \delta)) - g(u)) / \sigma - \xi \rVert^2$ | $J_g = J_f^+$ |
+| `ldrl` | $-2 \, \delta^\top (g(f(h + \delta)) - g(u)) + \lVert g(u + \epsilon) - g(u) \rVert^2$ | $J_g = J_f^\top$ |
 
-`drl` is the *difference reconstruction loss* (Meulemans et al. 2020, arXiv:2006.14331): targets are differences of
-$g$, so that only its Jacobian matters, and the best one is the pseudo-inverse of $f$'s, which makes target propagation
-a Gauss–Newton step. The other two are those of Lee et al. 2015 and Bartunov et al. 2018.
+The first two are those of Lee et al. 2015 and Bartunov et al. 2018. Targets that are differences of $g$ need its
+Jacobian alone. The *difference reconstruction loss* (Meulemans et al. 2020, arXiv:2006.14331) has the pseudo-inverse of
+$f$'s as its minimum, which makes target propagation a Gauss–Newton step. The *local* one (Ernoult et al. 2022,
+arXiv:2201.13415), $\epsilon$ another noise like $\delta$, is $\sigma^2 \lVert J_g - J_f^\top \rVert^2$ but for a
+constant where noise is small, and makes it backpropagation.
 """
 
 import math
@@ -22,8 +25,8 @@ import tensorflow as tf
 __all__ = ["RECONSTRUCTIONS", "Map", "local_signal", "weighted_sum", "wide"]
 
 Map = Callable[[tf.Tensor], tf.Tensor]
-#: Standard normal noise in the shape of a tensor.
-Noise = Callable[[tf.Tensor], tf.Tensor]
+#: Standard normal noise in the shape of a tensor; another noise for another number, which may be left out for 0.
+Noise = Callable[..., tf.Tensor]
 
 
 def local_signal(h: tf.Tensor, target: tf.Tensor, weights: tf.Tensor, reduction: str) -> tf.Tensor:
@@ -56,7 +59,7 @@ def wide(tensor: tf.Tensor) -> tf.Tensor:
 
 
 def preserve(f: Map, g: Map, h: tf.Tensor, u: tf.Tensor, sigma: float, noise: Noise) -> tf.Tensor:
-    r"""$(g(f(\tilde h)) - \tilde h)^2$ of each unit.
+    r"""Each unit's share of `preserve`.
 
     Args:
         f: what is inverted; no gradient goes through it.
@@ -64,7 +67,7 @@ def preserve(f: Map, g: Map, h: tf.Tensor, u: tf.Tensor, sigma: float, noise: No
         h: input of $f$.
         u: $f(h)$.
         sigma: $\sigma$.
-        noise: $\xi$, in the shape of what it is called with.
+        noise: makes $\xi$, in the shape of what it is called with.
 
     Returns:
         the shape of `h`; its sum over units is the loss.
@@ -74,18 +77,24 @@ def preserve(f: Map, g: Map, h: tf.Tensor, u: tf.Tensor, sigma: float, noise: No
 
 
 def denoise(f: Map, g: Map, h: tf.Tensor, u: tf.Tensor, sigma: float, noise: Noise) -> tf.Tensor:
-    r"""$(g(f(\tilde h)) - h)^2$ of each unit; arguments as for `preserve`."""
+    """Each unit's share of `denoise`; arguments as for `preserve`."""
     return tf.square(g(f(_noisy(h, sigma, noise))) - h)
 
 
 def difference(f: Map, g: Map, h: tf.Tensor, u: tf.Tensor, sigma: float, noise: Noise) -> tf.Tensor:
-    r"""$((g(f(\tilde h)) - g(f(h))) / \sigma - \xi)^2$ of each unit; arguments as for `preserve`."""
+    """Each unit's share of `drl`; arguments as for `preserve`."""
     xi = noise(h)
     return tf.square((g(f(h + sigma * xi)) - g(u)) / sigma - xi)
+
+
+def local_difference(f: Map, g: Map, h: tf.Tensor, u: tf.Tensor, sigma: float, noise: Noise) -> tf.Tensor:
+    """Each unit's share of `ldrl`; arguments as for `preserve`."""
+    delta, epsilon, r = sigma * noise(h), sigma * noise(u, 1), g(u)
+    return -2.0 * delta * (g(f(h + delta)) - r) + tf.square(g(u + epsilon) - r)
 
 
 def _noisy(h: tf.Tensor, sigma: float, noise: Noise) -> tf.Tensor:
     return h + sigma * noise(h) if sigma else h
 
 
-RECONSTRUCTIONS = {"preserve": preserve, "denoise": denoise, "drl": difference}
+RECONSTRUCTIONS = {"preserve": preserve, "denoise": denoise, "drl": difference, "ldrl": local_difference}

@@ -9,8 +9,9 @@ $$ \theta_l: \; \lVert f_l(h_{l-1}) - t_l \rVert^2 \;(l < L), \quad \ell \;(l = 
 
 Inputs and targets are constants of each loss. The inverse loss is *noise-preserving* as it stands; *de-noising*, it
 asks for $h_{l-1}$ in the place of $\tilde h$; `tfbio.rules.local_losses` has these and more. The rules of the family
-differ in how targets come about, and in little else. This file has the core, and the plain way: from $t_L = t$, the
-loss's own minimum (the one-hot label under softmax),
+differ in how targets come about, and in little else. This file has what they share, how inverses learn apart
+(`tfbio.rules.learned_inverses`), and the plain way: from $t_L = t$, the loss's own minimum (the one-hot label under
+softmax),
 
 $$ t_l = g_{l+1}(t_{l+1}) . $$
 
@@ -18,22 +19,18 @@ Bengio 2014, "How auto-encoders could provide credit assignment in deep networks
 (arXiv:1407.7906); Lee, Zhang, Fischer & Bengio 2015, "Difference Target Propagation" (arXiv:1412.7525).
 """
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
-from tfbio import inverses
-from tfbio.feedback.bits import stateless_normal
-from tfbio.network import stages
 from tfbio.rules.backpropagation import regularization, weighted_loss
-from tfbio.rules.base import LearningRule, Update, example_weights
-from tfbio.rules.local_losses import RECONSTRUCTIONS, Map, local_signal, weighted_sum, wide
+from tfbio.rules.base import Update, example_weights
+from tfbio.rules.learned_inverses import LearnedInverses
+from tfbio.rules.local_losses import Map, local_signal, wide
 from tfbio.serialization import register
 
-__all__ = ["TargetPropagation", "one_of"]
+__all__ = ["TargetPropagation"]
 
 
 def plain_targets(target: tf.Tensor, inverses: Sequence[Map]) -> list[tf.Tensor]:
@@ -52,26 +49,17 @@ def plain_targets(target: tf.Tensor, inverses: Sequence[Map]) -> list[tf.Tensor]
     return targets
 
 
-def one_of(name: str, value: Any, known: Iterable[str]) -> str:
-    """`value`, if it is one of those known for the argument `name`.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if value not in known:
-        raise ValueError(f"Invalid value for `{name}`: expected one of {tuple(known)}, received {value!r}.")
-    return value
-
-
 @register
-class TargetPropagation(LearningRule):
+class TargetPropagation(LearnedInverses):
     """Targets are the inverses' images of the targets above; the core that the whole family shares.
 
     Args:
         noise: $\\sigma$ of the inverse losses; one number, or one for each stage (those of stages without an inverse
             are not used).
         reconstruction: the inverses' loss, by its name in `tfbio.rules.local_losses`: `"preserve"` (they return the
-            noisy activation), `"denoise"` (the clean one) or `"drl"` (the noise, by differences).
+            noisy activation), `"denoise"` (the clean one), `"drl"` or `"ldrl"` (differences alone matter).
+        feedback_iterations: updates that a batch gives the inverses, each with noise of its own; one number, or one for
+            each stage, as `noise`. All but the last are made before the forward weights' update, and need `Trainer`.
         reduction: `"sum"` or `"mean"` over units, of local and inverse losses. It matters to optimizers whose steps
             depend on the gradient's scale, as Adam's do where its epsilon is large.
         schedule: `"parallel"`: both kinds of losses at every step; `"alternating"`: inverses and forward weights take
@@ -91,79 +79,8 @@ class TargetPropagation(LearningRule):
         ValueError: an unknown name, or a number out of range.
     """
 
-    #: Whether targets go through an inverse of the last stage.
-    inverts_output = True
-    #: Whether $h_L$ is the logits, and the last stage learns from a target, as the others do, not from the loss.
-    targets_logits = False
-    #: Makes the inverses, given what is inverted and the activation of what lies below.
-    make_inverse = staticmethod(inverses.inverse)
-
-    def __init__(
-        self,
-        noise: float | Sequence[float] = 0.1,
-        reconstruction: str = "preserve",
-        reduction: str = "sum",
-        schedule: str = "parallel",
-        period: int | None = None,
-        inverse: dict[str, Any] | Callable[..., keras.Model] | None = None,
-        cuts: Sequence[str] | None = None,
-        seed: int | None = None,
-    ):
-        super().__init__()
-        self.noise = noise if isinstance(noise, (int, float)) else tuple(noise)
-        if min(self._sigmas(1)) < 0:
-            raise ValueError(f"Invalid value for `noise`: expected numbers of at least 0, received {noise}.")
-        self.reconstruction = one_of("reconstruction", reconstruction, RECONSTRUCTIONS)
-        if reconstruction == "drl" and 0 in self._sigmas(2)[1:]:
-            raise ValueError(f"Invalid value for `noise`: reconstruction='drl' needs some, received {noise}.")
-        self.reduction = one_of("reduction", reduction, ("sum", "mean"))
-        self.schedule = one_of("schedule", schedule, ("parallel", "alternating"))
-        if period is not None and (period < 1 or schedule == "parallel"):
-            raise ValueError(
-                f"Invalid value for `period`: expected a positive number of steps, with schedule='alternating', "
-                f"received {period} with {schedule!r}."
-            )
-        self.period = period
-        if isinstance(inverse, dict) and "class_name" in inverse:
-            inverse = keras.saving.deserialize_keras_object(inverse)
-        self.inverse = inverse
-        self.cuts = None if cuts is None else tuple(cuts)
-        self.seed = seed
-
-    # Setup
-
-    def setup(self) -> None:
-        self.stages = stages(self.model, self.cuts)
-        if len(self.stages) < 2:
-            raise ValueError(
-                f"Invalid value for `model`: expected one that can be cut into two stages or more, received "
-                f"{self.model.name!r}, which is a single one: there is no target to propagate."
-            )
-        count = len(self.stages)
-        if len(self._sigmas(count)) != count:
-            raise ValueError(
-                f"Invalid value for `noise`: expected one number or {count}, one for each stage, received {self.noise}."
-            )
-        self.inverted = self.find_inverted()
-        needed = range(1, count if self.inverts_output else count - 1)
-        self.inverses = [self._make_inverse(number) if number in needed else None for number in range(count)]
-
-    def _sigmas(self, count: int) -> tuple[float, ...]:
-        return (self.noise,) * count if isinstance(self.noise, (int, float)) else self.noise
-
-    def _make_inverse(self, number: int, **options: Any) -> keras.Model:
-        """The inverse of stage `number` (from 0), by the user's function or as its mirror image."""
-        make = self.inverse
-        if make is None or isinstance(make, dict):
-            make = functools.partial(self.make_inverse, **(make or {}))
-        stage, below = self.inverted[number], self.stages[number - 1]
-        result = make(stage, activation=inverses.output_activation(below), **options)
-        if result.output_shape[1:] != stage.input_shape[1:]:
-            raise ValueError(
-                f"Invalid value for `inverse`: expected a model that returns the input of {stage.name!r}, of shape "
-                f"{stage.input_shape}, received one that returns {result.output_shape}."
-            )
-        return result
+    #: Factor of the stages' local losses.
+    local_scale = 1.0
 
     # What the members of the family differ in
 
@@ -183,33 +100,8 @@ class TargetPropagation(LearningRule):
         """
         return plain_targets(target, self.inverses[1:])
 
-    def find_inverted(self) -> list[keras.Model]:
-        """What the inverses invert, one for each stage: a model from the stage's input."""
-        return self.stages
-
-    def _seen(self, number: int, h: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-        """What inverse `number` (from 0) takes, for an input of what it inverts and the image of that."""
-        return image
-
-    # The core
-
-    def _forward(self, x: tf.Tensor, tape: tf.GradientTape) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """The stages' inputs, constants all, and their outputs; the tape watches the last input."""
-        inputs, outputs = [], [x]
-        for stage in self.stages:
-            inputs.append(tf.nest.map_structure(tf.stop_gradient, outputs[-1]))
-            if stage is self.stages[-1]:
-                tape.watch(inputs[-1])
-            outputs.append(stage(inputs[-1], training=True))
-        return inputs, outputs[1:]
-
-    def _output(self, logits: tf.Tensor) -> tf.Tensor:
-        """$h_L$."""
-        return wide(logits) if self.targets_logits else self.loss.predict(logits)
-
     def _targets(self, tape, inputs, outputs, y, weights) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        *hidden, logits = outputs
-        activations = [*map(wide, hidden), self._output(logits)]
+        activations, logits = self._activations(outputs), outputs[-1]
 
         def gradient() -> tf.Tensor:
             return wide(tape.gradient(logits, inputs[-1], tf.cast(self.loss.error(y, logits), logits.dtype)))
@@ -220,7 +112,7 @@ class TargetPropagation(LearningRule):
     def targets(self, x: tf.Tensor, y: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """`(activation, target)` of each stage on a batch; the last one's activation is the prediction."""
         with keras.StatelessScope(), tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            inputs, outputs = self._forward(tf.nest.map_structure(tf.convert_to_tensor, x), tape)
+            inputs, outputs = self._forward(tf.nest.map_structure(tf.convert_to_tensor, x), tape.watch)
         return self._targets(tape, inputs, outputs, y, example_weights(x, None))
 
     def compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None = None) -> Update:
@@ -229,74 +121,17 @@ class TargetPropagation(LearningRule):
         values = [variable.value for variable in variables]
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(values)
-            inputs, outputs = self._forward(x, tape)
+            inputs, outputs = self._forward(x, tape.watch)
             loss = weighted_loss(self.loss, y, outputs[-1], weights)
             penalty = regularization(self.model, weights, loss.dtype)
         pairs = self._targets(tape, inputs, outputs, y, weights)
         taught = outputs if self.targets_logits else outputs[:-1]
         losses = [penalty] if self.targets_logits else [loss, penalty]
         signals = [
-            tf.cast(local_signal(h, t, weights, self.reduction), output.dtype)
+            tf.cast(self.local_scale * local_signal(h, t, weights, self.reduction), output.dtype)
             for output, (h, t) in zip(taught, pairs, strict=False)
         ]
         gradients = tape.gradient([*taught, *losses], values, [*signals, *map(tf.ones_like, losses)], "zero")
         forward = [(tf.convert_to_tensor(g), v) for g, v in zip(gradients, variables, strict=True)]
-        feedback = self._learn_inverses(inputs, [h for h, _ in pairs], weights)
+        feedback = self.learn_inverses(self._examples(inputs, [h for h, _ in pairs]), weights)
         return Update(outputs[-1], loss + penalty, forward, feedback)
-
-    def _learn_inverses(
-        self, inputs: list[tf.Tensor], images: list[tf.Tensor], weights: tf.Tensor
-    ) -> list[tuple[tf.Tensor, keras.Variable]]:
-        """Gradients of the reconstruction losses, given the inputs of what is inverted and their images."""
-        variables = self.feedback_variables
-        values = [variable.value for variable in variables]
-        reconstruction, sigmas = RECONSTRUCTIONS[self.reconstruction], self._sigmas(len(self.stages))
-        losses = [tf.zeros((), tf.float32)]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(values)
-            for number, (g, sigma) in enumerate(zip(self.inverses, sigmas, strict=True)):
-                if g is None:
-                    continue
-                h = wide(inputs[number])
-                f, noise = functools.partial(self._image, number), functools.partial(self._draw, number)
-                u = self._seen(number, h, images[number])
-                error = reconstruction(f, lambda u, g=g: wide(g(u, training=True)), h, u, sigma, noise)
-                losses.append(weighted_sum(error, weights, self.reduction))
-        gradients = tape.gradient(losses, values, unconnected_gradients="zero")
-        return [(tf.convert_to_tensor(g), v) for g, v in zip(gradients, variables, strict=True)]
-
-    def _image(self, number: int, h: tf.Tensor) -> tf.Tensor:
-        """What inverse `number` takes, for an input $h$ of what it inverts: a constant."""
-        with keras.StatelessScope():  # running statistics do not move for the noise
-            outputs = self.inverted[number](h, training=True)
-        image = self._output(outputs) if number == len(self.stages) - 1 else wide(outputs)
-        return tf.stop_gradient(self._seen(number, h, image))
-
-    def _draw(self, number: int, like: tf.Tensor) -> tf.Tensor:
-        """Standard normal noise, a function of the seed, the stage, the replica and the step."""
-        context = tf.distribute.get_replica_context()
-        replica = 0 if context is None else context.replica_id_in_sync_group
-        name = tf.constant(((self.seed or 0) << 32) + (number << 16), tf.int64) + tf.cast(replica, tf.int64)
-        key = tf.stack([name, tf.convert_to_tensor(self.step)])
-        return tf.cast(stateless_normal(tf.shape(like), key), like.dtype)
-
-    # What the trainer asks for
-
-    @property
-    def phases(self) -> tuple[tuple[str, ...], ...]:
-        return (("feedback",), ("forward",)) if self.schedule == "alternating" else super().phases
-
-    def phase(self, epoch: tf.Tensor) -> tf.Tensor:
-        turn = epoch if self.period is None else tf.convert_to_tensor(self.step) // self.period
-        return tf.cast(turn, tf.int32) % 2
-
-    @property
-    def variables(self) -> list[keras.Variable]:
-        return [variable for g in self.inverses if g is not None for variable in g.variables]
-
-    def get_config(self) -> dict[str, Any]:
-        names = ("noise", "reconstruction", "reduction", "schedule", "period", "cuts", "seed")
-        inverse = self.inverse
-        if callable(inverse):
-            inverse = keras.saving.serialize_keras_object(inverse)
-        return {**{name: getattr(self, name) for name in names}, "inverse": inverse}
