@@ -25,7 +25,7 @@ RULES = {
     "tp": lambda: quietly(tfbio.rules.TargetPropagation()),
     "dtp": lambda: quietly(tfbio.rules.DifferenceTargetPropagation(reduction="mean")),
     "sdtp": lambda: quietly(tfbio.rules.SimplifiedDifferenceTargetPropagation()),
-    "ldrl": lambda: quietly(tfbio.rules.LocalDifferenceTargetPropagation()),
+    "ldrl": lambda: quietly(tfbio.rules.LocalDifferenceTargetPropagation(noise=0.5)),
     "ao_sdtp": lambda: quietly(tfbio.rules.AuxiliaryOutputSDTP(auxiliary_units=4)),
     "ddtp": lambda: quietly(tfbio.rules.DirectDifferenceTargetPropagation(noise=0.5, feedback_decay=0.1)),
 }
