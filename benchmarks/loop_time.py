@@ -15,22 +15,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras  # noqa: E402  TensorFlow reads the log level when it is imported
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
-from timing import interleaved, machine, ratios, table, write  # noqa: E402
+from timing import FixedBatch, interleaved, machine, ratios, table, write  # noqa: E402
 
 import tfbio  # noqa: E402
-
-
-class _FixedBatch:
-    """A feed that hands out one batch again and again."""
-
-    def __init__(self, x: tf.Tensor, y: tf.Tensor):
-        self._batch = (x, y, tf.fill([len(y)], 1.0 / len(y)), tf.ones([len(y)]))
-
-    def take(self, handle: tf.Tensor, epoch: tf.Tensor, index: tf.Tensor) -> tuple:
-        return ()
-
-    def unpack(self) -> tuple:
-        return self._batch
 
 
 def main() -> None:
@@ -56,7 +43,7 @@ def main() -> None:
     whole, bare = trainer(), trainer()
     data = tfbio.data.from_arrays(images, labels, size)
     epochs = iter(range(1, 10**6))
-    fixed = bare._loops.training(_FixedBatch(tf.constant(images[:size]), tf.constant(labels[:size])))
+    fixed = bare._loops.training(FixedBatch(tf.constant(images[:size]), tf.constant(labels[:size])))
     contenders = {
         "keras fit": lambda: plain.fit(floats, labels, batch_size=size, verbose=0),
         "trainer": lambda: whole.fit(data, epochs=next(epochs), verbose=False),

@@ -2,20 +2,25 @@
 
     python benchmarks/step_time.py --network bartunov_cifar10_conv --rules bp fa dfa --batch_size 128 --json out.json
 
+    python benchmarks/step_time.py --network ernoult_lenet --steps 1 --rounds 5 --rules bp '{"class_name": "ldrl",
+        "config": {"feedback_iterations": [1, 20, 30, 35], "inverse": {"pooling": "strided", "kernel_size": 6}}}'
+
 Every contender is a step in a graph loop of the same form: Keras's is `model.train_step` after `compile`, a rule's is
-`tfbio.Learner(model, rule).train_step`. Each has a model of its own with the same initial weights, Adam, the same
-batch, and reports loss and accuracy. All run in turn, round by round, in this process; ratios are of the same round,
-to the first network's Keras step where there are several (of one input shape and as many classes).
+`tfbio.Learner(model, rule).train_step`, or, where the rule gives its feedback several updates a batch, the loop of
+`tfbio.Trainer` on a batch that stays. Each has a model of its own with the same initial weights, Adam, the same batch,
+and reports loss and accuracy. All run in turn, round by round, in this process; ratios are of the same round, to the
+first network's Keras step where there are several (of one input shape and as many classes).
 """
 
 import argparse
+import json
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras  # noqa: E402  TensorFlow reads the log level when it is imported
 import tensorflow as tf  # noqa: E402
-from timing import interleaved, machine, ratios, table, write  # noqa: E402
+from timing import FixedBatch, interleaved, machine, ratios, table, write  # noqa: E402
 
 import tfbio  # noqa: E402
 
@@ -38,6 +43,18 @@ def loop(model: keras.Model, x: tf.Tensor, y: tf.Tensor, steps: int, jit_compile
             step((x, y))
 
     return run
+
+
+def learner_loop(model: keras.Model, rule: str, x: tf.Tensor, y: tf.Tensor, steps: int, jit_compile: bool):
+    """As `loop`, with a learning rule."""
+    rule = tfbio.rules.get(json.loads(rule) if rule.startswith("{") else rule)
+    if getattr(rule, "feedback_iterations", 1) == 1:
+        learner = tfbio.Learner(model, rule)
+        learner.compile("adam", "softmax_cross_entropy")
+        return loop(learner, x, y, steps, jit_compile)
+    trainer = tfbio.Trainer(model, rule, "adam", jit_compile=jit_compile)
+    run = trainer._loops.training(FixedBatch(x, y))
+    return lambda: run(tf.constant(0), tf.constant(0), tf.constant(0), tf.constant(steps)).numpy()
 
 
 def main() -> None:
@@ -68,9 +85,7 @@ def main() -> None:
         plain.train_on_batch(x, y)  # builds optimizer and metrics
         contenders[f"{prefix}keras"] = loop(plain, *options)
         for rule in arguments.rules:
-            learner = tfbio.Learner(network(name), rule)
-            learner.compile("adam", "softmax_cross_entropy")
-            contenders[prefix + rule] = loop(learner, *options)
+            contenders[prefix + rule] = learner_loop(network(name), rule, *options)
 
     seconds = interleaved(contenders, arguments.rounds, arguments.steps)
     rows = ratios(seconds, next(iter(contenders)))

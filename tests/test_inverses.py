@@ -133,6 +133,21 @@ def test_pooling_is_refused_or_repeated(pool, padding):
     assert "UpSampling2D" in kinds(mirror)
 
 
+@pytest.mark.parametrize("size", [2, 5, 6])
+@pytest.mark.parametrize("shape", [(7, 8, 2), (14, 13, 2)])
+def test_a_transposed_convolution_strides_over_pooling(size, shape):
+    model = stage(L.Conv2D(4, 3, padding="same", activation="relu"), L.MaxPooling2D(3, 2, "same"), shape=shape)
+    mirror = tfbio.inverse(model, pooling="strided", kernel_size=size)
+    assert mirror.output_shape == (None, *shape)
+    (layer,) = (layer for layer in mirror.layers if layer.weights)
+    assert layer.strides == (2, 2) and layer.kernel.shape == (size, size, 2, 4)
+
+
+def test_pooling_without_a_convolution_can_t_be_strided():
+    with pytest.raises(ValueError, match="'strided' needs a convolution"):
+        tfbio.inverse(stage(L.AveragePooling2D(2), shape=(4, 4, 1)), pooling="strided")
+
+
 def test_repeating_undoes_pooling_of_a_constant():
     mirror = tfbio.inverse(stage(L.AveragePooling2D(2), shape=(4, 4, 1)), pooling="upsample")
     y = np.arange(4.0).reshape(1, 2, 2, 1)

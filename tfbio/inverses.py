@@ -14,7 +14,7 @@ values of the tanh layer below it.
 | `Conv1D`, `Conv2D`, `Conv3D` | `Conv…Transpose` of the same kernel, strides and padding, to the exact input shape |
 | `LocallyConnected2D` | `LocallyConnected2DTranspose`, likewise |
 | `Flatten`, `Reshape` | `Reshape` |
-| `MaxPooling2D`, `AveragePooling2D` | with `pooling="upsample"`: each value repeated over its window; else an error |
+| `MaxPooling2D`, `AveragePooling2D` | each value repeated over its window, or strides of the mirror below: `pooling` |
 | normalisation | nothing: it is affine in each unit, and $V_l, c_l$ learn to undo it |
 | activations, dropout | nothing: the next mirror's own activation takes their place |
 
@@ -23,6 +23,7 @@ your own: any Keras model from the stage's output shape to its input shape.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ from typing import Any
 import keras
 
 from tfbio.graph import Node, check_graph, inlined, nodes
-from tfbio.layers import LocallyConnected2D, LocallyConnected2DTranspose
+from tfbio.layers import LocallyConnected2D, LocallyConnected2DTranspose, is_weighted
 
 __all__ = ["inverse", "mirrors", "output_activation"]
 
@@ -93,7 +94,9 @@ def inverse(
         kernel_size: of the mirrors of convolutions; larger than the convolution's for a larger receptive field. None
             for the same.
         fully_connected: one dense layer for the whole stage, whatever its layers are.
-        pooling: `"upsample"` to mirror pooling by repeating each value over its window; None refuses it.
+        pooling: `"upsample"` mirrors pooling by repeating each value over its window; `"strided"` leaves it to the
+            mirror of the convolution below, which takes the pooling's strides besides its own: as many
+            multiplications fewer as pooling has taken pixels away. None refuses pooling.
         kernel_initializer: of all kernels.
         extra_units: units that come beside the stage's output, along its last axis (AO-SDTP's auxiliary output).
 
@@ -127,7 +130,13 @@ def inverse(
         result, calls = inputs, _chain(stage)
         for position in reversed(range(len(calls))):
             below = _last_activation(calls[:position], activation)
+            options["pooled"] = _pooled(calls[position + 1 :]) if pooling == "strided" else None
             result = _mirror(calls[position], result, below, options)
+    if math.prod(result.shape[1:]) != math.prod(shape):
+        raise ValueError(
+            f"Invalid value for `pooling`: 'strided' needs a convolution below the pooling, of sizes that strides can "
+            f"make up for; the mirror of {stage.name!r} returns {result.shape[1:]}, expected {shape}. Pass 'upsample'."
+        )
     if result.shape[1:] != shape:
         result = _LAYERS.Reshape(shape, dtype=dtype)(result)
     return keras.Model(inputs, result, name=f"{stage.name}_inverse")
@@ -148,6 +157,15 @@ def _last_activation(calls: Sequence[Node], before: Any) -> Any:
             return None if layer.weights else layer
         return getattr(layer, "activation", None)
     return before
+
+
+def _pooled(above: Sequence[Node]) -> tuple[int, int]:
+    """By how much a layer's output is pooled before the next weighted layer."""
+    strides = (1, 1)
+    for layer in itertools.takewhile(lambda layer: not is_weighted(layer), (call.layer for call in above)):
+        if isinstance(layer, _POOLING):
+            strides = (strides[0] * layer.strides[0], strides[1] * layer.strides[1])
+    return strides
 
 
 def _chain(stage: keras.Model) -> list[Node]:
@@ -194,17 +212,18 @@ def _convolution(
         )
     size = options["kernel_size"]
     size = layer.kernel_size if size is None else (size,) * layer.rank if isinstance(size, int) else tuple(size)
-    lengths = list(zip(shape[:-1], inputs.shape[1:-1], layer.strides, size, strict=True))
+    strides = tuple(a * b for a, b in zip(layer.strides, options["pooled"] or layer.rank * (1,), strict=True))
+    lengths = list(zip(shape[:-1], inputs.shape[1:-1], strides, size, strict=True))
     if layer.padding == "same":
         reached = [(count - 1) * stride + k % 2 for _, count, stride, k in lengths]
     else:
         reached = [(count - 1) * stride + k for _, count, stride, k in lengths]
     extra = tuple(max(wanted - length, 0) for (wanted, *_), length in zip(lengths, reached, strict=True))
-    if layer.padding == "same" and extra == tuple(layer.strides):
+    if layer.padding == "same" and extra == strides:
         extra = None  # Keras's own choice, which it takes by no other name
     settings = {name: options[name] for name in ("kernel_initializer", "dtype")}
     result = transpose(
-        shape[-1], size, layer.strides, layer.padding, output_padding=extra, activation=activation, **settings
+        shape[-1], size, strides, layer.padding, output_padding=extra, activation=activation, **settings
     )(inputs)
     excess = [length - wanted for (wanted, *_), length in zip(lengths, reached, strict=True)]
     if any(length > 0 for length in excess):  # a wider kernel reaches beyond the image
@@ -242,11 +261,13 @@ def _reshape(layer: Any, inputs: Any, shape: tuple, activation: Any, options: di
 
 @mirrors(*_POOLING)
 def _upsampling(layer: Any, inputs: Any, shape: tuple, activation: Any, options: dict[str, Any]) -> Any:
+    if options["pooling"] == "strided":
+        return inputs
     if options["pooling"] != "upsample":
         raise ValueError(
             f"Invalid value for `pooling`: layer {layer.name!r} pools, which has no inverse; expected 'upsample' "
-            f"(repeat each value over its window), received {options['pooling']!r}. Bartunov et al. 2018 stride "
-            "instead of pooling."
+            f"(repeat each value over its window) or 'strided' (the convolution below strides over it), received "
+            f"{options['pooling']!r}. Bartunov et al. 2018 stride instead of pooling."
         )
     result = _LAYERS.UpSampling2D(layer.strides, dtype=options["dtype"])(inputs)
     excess = [(have - want) for have, want in zip(result.shape[1:3], shape[:2], strict=True)]

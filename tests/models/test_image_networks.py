@@ -18,6 +18,7 @@ def trainable(model):
     ("name", "parameters", "stages"),
     [
         ("lenet", 61_706, 5),
+        ("ernoult_lenet", 832 + 51_264 + 1_606_144 + 5_130, 4),
         ("alexnet", 61_100_840, 8),
         ("resnet18", 11_689_512, 10),
         ("resnet20", 269_722, 11),

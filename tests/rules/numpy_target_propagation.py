@@ -71,30 +71,33 @@ def softmax(a):
 class Network:
     """Layers, inverses (None where there is none) and the projection of AO-SDTP.
 
-    `kind` is "tp", "dtp", "sdtp" or "ao_sdtp"; further options are those of the rules.
+    `kind` is "tp", "dtp", "sdtp", "ao_sdtp" or "ldrl"; further options are those of the rules.
     """
 
     def __init__(self, kind, layers, inverses, projection=None, **options):
         self.kind, self.layers, self.inverses, self.projection = kind, layers, inverses, projection
         self.options = options
         self.predict = softmax if options.get("loss") != "mean_squared_error" else lambda a: a
+        self.output = self.predict if kind != "ldrl" else lambda a: a
 
     def forward(self, x):
         h = [x]
         for layer in self.layers:
             h.append(layer(h[-1]))
-        return [*h[:-1], self.predict(h[-1])]
+        return [*h[:-1], self.output(h[-1])]
 
     def seen(self, number, h):
         """What inverse `number` gets when its stage's input is `h`."""
         y = self.layers[number](h)
         if number < len(self.layers) - 1:
             return y
-        y = self.predict(y)
+        y = self.output(y)
         return np.hstack([y, np.tanh(h @ self.projection)]) if self.kind == "ao_sdtp" else y
 
     def targets(self, x, target):
         h, last = self.forward(x), len(self.layers)
+        if self.kind == "ldrl":
+            target = h[last] - self.options["target_step"] * (self.predict(h[last]) - target)
         g = lambda number, u: self.inverses[number - 1](u)  # noqa: E731  g(l, ·) inverts stage l
         t = {last: target}
         if self.kind == "dtp":
@@ -104,7 +107,7 @@ class Network:
         elif self.kind == "ao_sdtp":
             z = np.tanh(h[last - 1] @ self.projection)
             t[last - 1] = h[last - 1] - g(last, np.hstack([h[last], z])) + g(last, np.hstack([target, z]))
-        elif self.kind == "sdtp":
+        elif self.kind in ("sdtp", "ldrl"):
             t[last - 1] = h[last - 1] - g(last, h[last]) + g(last, target)
         else:
             t[last - 1] = g(last, target)
@@ -120,12 +123,29 @@ class Network:
         units = lambda a: 1 if self.options["reduction"] == "sum" else a.shape[1]  # noqa: E731
         forward, feedback = [], []
         for number, ((y, t), layer) in enumerate(zip(self.targets(x, target), self.layers, strict=True)):
-            signal = w * (y - t) if layer is self.layers[-1] else 2 * w * (y - t) / units(y)
+            if self.kind == "ldrl":
+                signal = w * (y - t) / units(y)
+            else:
+                signal = w * (y - t) if layer is self.layers[-1] else 2 * w * (y - t) / units(y)
             forward += layer.gradients(h[number], y, signal)
         for number, g in enumerate(self.inverses):
             if g is None:
                 continue
-            noisy = h[number] + self.options["noise"] * noise[number]
+            delta = self.options["noise"] * noise[number]
+            noisy = h[number] + delta
+            if self.options["reconstruction"] == "ldrl":
+                scale = w / units(noisy)
+                u = self.seen(number, h[number])
+                epsilon = self.options["noise"] * noise[number + len(self.layers)]
+                images = (self.seen(number, noisy), u, u + epsilon)
+                r = [g(image) for image in images]
+                pull = 2 * scale * (r[2] - r[1])
+                signals = (-2 * scale * delta, 2 * scale * delta - pull, pull)
+                parts = []
+                for image, signal in zip(images, signals, strict=True):
+                    parts.append(g.gradients(image, g(image), signal))
+                feedback += [sum(each) for each in zip(*parts, strict=True)]
+                continue
             u = self.seen(number, noisy)
             wanted = noisy if self.options["reconstruction"] == "preserve" else h[number]
             r = g(u)

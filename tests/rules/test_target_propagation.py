@@ -16,8 +16,8 @@ spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_n
 reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reference)
 
-FAMILY = ("tp", "dtp", "sdtp", "ao_sdtp")
-OWN = {"dtp": {"target_step": 0.3}, "ao_sdtp": {"auxiliary_units": 7}}
+FAMILY = ("tp", "dtp", "sdtp", "ao_sdtp", "ldrl")
+OWN = {"dtp": {"target_step": 0.3}, "ao_sdtp": {"auxiliary_units": 7}, "ldrl": {"target_step": 0.3}}
 RANDOM = np.random.default_rng(0)
 
 
@@ -90,7 +90,7 @@ CASES = [
     for options in [
         {
             "reduction": ("sum", "mean")[number % 2],
-            "reconstruction": ("preserve", "denoise")[number // 2 % 2],
+            "reconstruction": "ldrl" if kind == "ldrl" else ("preserve", "denoise")[number // 2 % 2],
             **({"target_reduction": ("example", "batch")[number % 2]} if kind == "dtp" else {}),
         }
     ]
@@ -103,14 +103,15 @@ def test_targets_and_gradients_are_numpy_s_for_twenty_steps(kind, net, options, 
     rule = build(kind, model, noise=0.3, **options)
     numpy = mirrored(kind, rule, noise=0.3, **OWN.get(kind, {}), **options)
     noise = {}
-    monkeypatch.setattr(rule, "_draw", lambda number, like: noise[number])
+    monkeypatch.setattr(rule, "_draw", lambda number, like, *_: noise[number])
     for _ in range(20):
         x, y = batch(model)
         onehot, weights = np.eye(3)[y], RANDOM.uniform(0.1, 1, len(x))
         inputs = numpy.forward(flat(x))
-        noise |= {
-            number: RANDOM.normal(size=(len(x), *g.output_shape[1:])) for number, g in enumerate(rule.inverses) if g
-        }
+        for number, g in enumerate(rule.inverses):
+            if g is not None:
+                noise[number] = RANDOM.normal(size=(len(x), *g.output_shape[1:]))
+                noise[number + len(rule.stages)] = RANDOM.normal(size=(len(x), *g.input_shape[1:]))
         for pair, expected in zip(rule.targets(x, y), numpy.targets(flat(x), onehot), strict=True):
             assert_close(pair, expected)
         update = rule.compute(x, y, weights)
@@ -134,7 +135,7 @@ def test_regression_is_numpy_s(float64, monkeypatch):
         numpy = mirrored(kind, rule, noise=0.2, loss="mean_squared_error", **OWN.get(kind, {}), **options, **more)
         x = RANDOM.normal(size=(5, 4))
         noise = {n: RANDOM.normal(size=(5, *g.output_shape[1:])) for n, g in enumerate(rule.inverses) if g}
-        monkeypatch.setattr(rule, "_draw", lambda number, like, noise=noise: noise[number])
+        monkeypatch.setattr(rule, "_draw", lambda number, like, *_, noise=noise: noise[number])
         update = rule.compute(x, x, np.full(5, 0.2))
         forward, feedback = numpy.gradients(x, x, np.full(5, 0.2), noise)
         assert_close([g for g, _ in update.forward], forward)
@@ -178,7 +179,8 @@ class Linear(keras.layers.Layer):
         return tf.matmul(u * slope, self.dense.kernel.value, transpose_b=True)
 
 
-def test_with_the_transposed_jacobian_dtp_is_backpropagation(float64):
+@pytest.mark.parametrize("kind", ["dtp", "ldrl"])
+def test_with_the_transposed_jacobian_it_is_backpropagation(kind, float64):
     model = dense(4, 7, 5, 6, 3)
     maps = []
 
@@ -189,14 +191,17 @@ def test_with_the_transposed_jacobian_dtp_is_backpropagation(float64):
         return keras.Model(inputs, maps[-1](inputs))
 
     step = 0.05
-    rule, exact = build("dtp", model, inverse=transposed, target_step=step), build_exact(model)
+    rule, exact = build(kind, model, inverse=transposed, target_step=step), build_exact(model)
     x, y = batch(model)
     weights = RANDOM.uniform(0.1, 1, len(x))
     for each, (h, _) in zip(maps, rule.targets(x, y)[1:], strict=False):
         each.h = h
     ours = [np.asarray(gradient) for gradient, _ in rule.compute(x, y, weights).forward]
     theirs = [np.asarray(gradient) for gradient, _ in exact.compute(x, y, weights).forward]
-    assert_close(ours, [2 * step * g for g in theirs[:-2]] + theirs[-2:])
+    if kind == "dtp":
+        assert_close(ours, [2 * step * g for g in theirs[:-2]] + theirs[-2:])
+    else:
+        assert_close(ours, [step * g for g in theirs])
 
 
 def build_exact(model):
@@ -240,7 +245,7 @@ def test_with_exact_inverses_the_correction_vanishes_and_targets_are_met(float64
         assert np.abs(found[0] - targets[kind][0][0]).max() > 1e-4
 
 
-@pytest.mark.parametrize("kind", ["dtp", "sdtp", "ao_sdtp"])
+@pytest.mark.parametrize("kind", ["dtp", "sdtp", "ao_sdtp", "ldrl"])
 def test_a_reached_target_teaches_hidden_stages_nothing(kind, float64):
     model = dense(4, 7, 5, 3)
     rule = build(kind, model, "mean_squared_error")
@@ -266,7 +271,7 @@ def test_the_best_linear_inverse(reconstruction, float64, monkeypatch):
     # Data and noise that are white and uncorrelated exactly, not on average.
     q = np.linalg.qr(RANDOM.normal(size=(12, 12)))[0] * np.sqrt(12)
     x, noise = q[:, :6], q[:, 6:]
-    monkeypatch.setattr(rule, "_draw", lambda number, like: noise if number == 1 else tf.zeros_like(like))
+    monkeypatch.setattr(rule, "_draw", lambda number, like, *_: noise if number == 1 else tf.zeros_like(like))
     w = model.layers[1].kernel.numpy()
     expected = np.linalg.pinv(w) / (1.0 if reconstruction == "preserve" else 1 + sigma**2)
     rule.inverses[1].set_weights([expected, np.zeros(6)])
@@ -348,7 +353,7 @@ def test_noise_of_each_stage_is_its_own(float64, monkeypatch):
     model = dense(4, 7, 5, 3)
     rule = build("sdtp", model, noise=(9.0, 0.0, 0.5))
     monkeypatch.setattr(
-        rule, "_draw", lambda number, like: tf.fill(tf.shape(like), tf.constant(float(number), "float64"))
+        rule, "_draw", lambda number, like, *_: tf.fill(tf.shape(like), tf.constant(float(number), "float64"))
     )
     seen = {}
     image = rule._image
@@ -392,7 +397,9 @@ def build_options(kind):
     return {"class_name": kind, "config": OWN.get(kind, {})}
 
 
-@pytest.mark.parametrize(("kind", "bound"), [("dtp", 0.04), ("sdtp", 0.05), ("ao_sdtp", 0.06), ("tp", 0.09)])
+@pytest.mark.parametrize(
+    ("kind", "bound"), [("dtp", 0.04), ("sdtp", 0.05), ("ao_sdtp", 0.06), ("tp", 0.09), ("ldrl", 0.04)]
+)
 def test_digits_are_learned_from_the_gin_files(kind, bound, tmp_path):
     params = ["train.epochs=15", "train.alignment=False", "train.evaluate_on=()"]
     result = config.run_train(["runs/digits.gin", f"rules/{kind}.gin"], params, str(tmp_path), quiet=True)

@@ -11,6 +11,8 @@ import pytest
 import tfbio
 from tfbio.training import CheckpointError, Checkpoints, TrainingInterrupted
 
+#: Several updates of its inverses a batch.
+LDRL = {"class_name": "ldrl", "config": {"feedback_iterations": (1, 2, 3)}}
 #: In the middle of a turn, with an optimizer for each kind of variables.
 AO_SDTP = {"class_name": "ao_sdtp", "config": {"auxiliary_units": 3, "schedule": "alternating", "period": 3}}
 
@@ -73,6 +75,8 @@ class StopAt(keras.callbacks.Callback):
         ("sdtp", 13, True),
         ("tp", 3, False),
         (AO_SDTP, 11, False),
+        ("ddtp", 11, False),
+        (LDRL, 11, False),
     ],
 )
 def test_resumed_equals_uninterrupted(tmp_path, rule, stop, jit_compile):

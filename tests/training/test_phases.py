@@ -103,5 +103,6 @@ def test_each_optimizer_s_loss_scale_is_its_own():
 
 
 def test_keras_s_own_loop_can_t():
-    with pytest.raises(ValueError, match="take turns.*Trainer"):
-        tfbio.Learner(network(), {"class_name": "dtp", "config": {"schedule": "alternating"}}).compile()
+    for name, option in (("dtp", {"schedule": "alternating"}), ("ldrl", {"feedback_iterations": 2})):
+        with pytest.raises(ValueError, match="take turns.*Trainer"):
+            tfbio.Learner(network(), {"class_name": name, "config": option}).compile()

@@ -15,7 +15,7 @@ from tfbio.models.bartunov import (
     bartunov_mnist_fc,
     bartunov_mnist_lc,
 )
-from tfbio.models.lenet import lenet
+from tfbio.models.lenet import ernoult_lenet, lenet
 from tfbio.models.networks import convolutional, fully_connected, locally_connected
 from tfbio.models.resnet import resnet18, resnet20, resnet50, resnet56
 
@@ -30,6 +30,7 @@ __all__ = [
     "bartunov_mnist_fc",
     "bartunov_mnist_lc",
     "convolutional",
+    "ernoult_lenet",
     "fully_connected",
     "lenet",
     "locally_connected",

@@ -8,6 +8,8 @@
 | `kp` | `KolenPollack` | Kolen & Pollack 1994, Akrout et al. 2019 |
 | `tp`, `dtp` | `TargetPropagation`, `DifferenceTargetPropagation` | Lee et al. 2015 |
 | `sdtp`, `ao_sdtp` | `SimplifiedDifferenceTargetPropagation`, `AuxiliaryOutputSDTP` | Bartunov et al. 2018 |
+| `ddtp` | `DirectDifferenceTargetPropagation` | Meulemans et al. 2020 |
+| `ldrl` | `LocalDifferenceTargetPropagation` | Ernoult et al. 2022 |
 | `wm` | `WeightMirror` | Akrout et al. 2019 |
 | `dfa`, `dfa_shared`, `dfa_regenerated` | `DirectFeedbackAlignment` | Nøkland 2016, Launay et al. 2020 |
 | `dfa_broadcast` | `DirectFeedbackAlignment(storage="broadcast")` | Sanfiz & Akrout 2021 |
@@ -23,8 +25,10 @@ from tfbio.rules.difference_target_propagation import (
     DifferenceTargetPropagation,
     SimplifiedDifferenceTargetPropagation,
 )
+from tfbio.rules.direct_difference_target_propagation import DirectDifferenceTargetPropagation
 from tfbio.rules.direct_feedback_alignment import DirectFeedbackAlignment, DirectRandomTargetProjection
 from tfbio.rules.feedback_alignment import FeedbackAlignment, FeedbackRule, KolenPollack, SignSymmetry
+from tfbio.rules.local_difference_target_propagation import LocalDifferenceTargetPropagation
 from tfbio.rules.target_propagation import TargetPropagation
 from tfbio.rules.weight_mirror import WeightMirror
 from tfbio.serialization import resolve
@@ -33,12 +37,14 @@ __all__ = [
     "AuxiliaryOutputSDTP",
     "Backpropagation",
     "DifferenceTargetPropagation",
+    "DirectDifferenceTargetPropagation",
     "DirectFeedbackAlignment",
     "DirectRandomTargetProjection",
     "FeedbackAlignment",
     "FeedbackRule",
     "KolenPollack",
     "LearningRule",
+    "LocalDifferenceTargetPropagation",
     "SignSymmetry",
     "SimplifiedDifferenceTargetPropagation",
     "TargetPropagation",
@@ -59,6 +65,8 @@ _NAMES = {
     "dtp": DifferenceTargetPropagation,
     "sdtp": SimplifiedDifferenceTargetPropagation,
     "ao_sdtp": AuxiliaryOutputSDTP,
+    "ddtp": DirectDifferenceTargetPropagation,
+    "ldrl": LocalDifferenceTargetPropagation,
     "kp": KolenPollack,
     "usf": SignSymmetry,
     "wm": WeightMirror,

@@ -5,6 +5,7 @@ statistics of batch normalisation aside), so that a trainer may call it in a gra
 of replicas. To add one, subclass `LearningRule`; CONTRIBUTING.md has a complete example.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -12,7 +13,7 @@ import tensorflow as tf
 
 from tfbio import losses
 
-__all__ = ["LearningRule", "Update", "example_weights"]
+__all__ = ["LearningRule", "Rehearsal", "Update", "example_weights"]
 
 Pairs = list[tuple[tf.Tensor, keras.Variable]]
 
@@ -43,6 +44,21 @@ def example_weights(x: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
     return tf.fill([count], 1.0 / tf.cast(count, tf.float32))
 
 
+class Rehearsal(NamedTuple):
+    """Updates of a part of the feedback alone that come before a batch's step, each applied before the next.
+
+    Attributes:
+        count: how many.
+        variables: those of `LearningRule.feedback_variables` that take part.
+        gradients: `(inputs, weights, iteration) -> ` a gradient for each of them: of the batch's `rehearsal_inputs`, of
+            `weights` as for `compute`, and of the number of the update, an integer scalar that counts from 1.
+    """
+
+    count: int
+    variables: list[keras.Variable]
+    gradients: Callable[[Any, tf.Tensor, tf.Tensor], list[tf.Tensor]]
+
+
 class LearningRule:
     """Base of all rules. Subclasses define `compute`, and `setup` if they need variables or a rewired network.
 
@@ -55,6 +71,9 @@ class LearningRule:
 
     #: Which groups of variables ("forward", "feedback") learn together, phase by phase. Most rules have one phase.
     phases: tuple[tuple[str, ...], ...] = (("forward", "feedback"),)
+
+    #: What a batch's step is preceded by. Most rules have nothing of the kind.
+    rehearsals: tuple[Rehearsal, ...] = ()
 
     def __init__(self):
         self.model: keras.Model | None = None
@@ -104,6 +123,10 @@ class LearningRule:
             An `Update`, linear in `weights`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define `compute`.")
+
+    def rehearsal_inputs(self, x: tf.Tensor) -> Any:
+        """What the rehearsals need of a batch: a nest of tensors, computed once. Asked for only if there are any."""
+        raise NotImplementedError(f"{type(self).__name__} has no rehearsals.")
 
     def pathways(self, x: tf.Tensor) -> list[tuple[str, tf.Tensor, tf.Tensor]]:
         """What the rule's feedback stands in for, to measure how well it does.

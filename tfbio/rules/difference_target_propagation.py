@@ -24,7 +24,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfbio.rules.target_propagation import Map, TargetPropagation, one_of
+from tfbio.rules.learned_inverses import one_of
+from tfbio.rules.local_losses import Map
+from tfbio.rules.target_propagation import TargetPropagation
 from tfbio.serialization import register
 
 __all__ = ["AuxiliaryOutputSDTP", "DifferenceTargetPropagation", "SimplifiedDifferenceTargetPropagation"]
@@ -148,12 +150,10 @@ class AuxiliaryOutputSDTP(SimplifiedDifferenceTargetPropagation):
         self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], weights: tf.Tensor
     ) -> list[tf.Tensor]:
         *hidden, output = activations
-        z = self.features(hidden[-1])
-        seen, wanted = tf.concat([output, z], -1), tf.concat([target, z], -1)
+        seen, wanted = (self._seen(len(hidden), hidden[-1], each) for each in (output, target))
         return [*super().find_targets([*hidden, seen], wanted, gradient, weights)[:-1], target]
 
-    def _image(self, number: int, h: tf.Tensor) -> tf.Tensor:
-        image = super()._image(number, h)
+    def _seen(self, number: int, h: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
         return tf.concat([image, self.features(h)], -1) if number == len(self.stages) - 1 else image
 
     @property

@@ -45,13 +45,14 @@ class Learner(keras.Model):
         """
         if self.rule.model is not None:
             self.rule = type(self.rule).from_config(self.rule.get_config())
-        if len(self.rule.phases) > 1:
-            raise ValueError(
-                "Invalid value for `rule`: expected one whose variables all learn at every step, received a "
-                f"{type(self.rule).__name__} whose variables take turns, which Keras's loop can't let them. Use "
-                "tfbio.Trainer, or settings without turns (schedule='parallel', interval=1)."
-            )
         self.rule.build(self.model, losses.get(loss))
+        if len(self.rule.phases) > 1 or self.rule.rehearsals:
+            raise ValueError(
+                "Invalid value for `rule`: expected one whose variables all learn once at every step, received a "
+                f"{type(self.rule).__name__} whose variables take turns, or several steps at once, which Keras's loop "
+                "can't let them. Use tfbio.Trainer, or settings without (schedule='parallel', interval=1, "
+                "feedback_iterations=1)."
+            )
         super().compile(optimizer=optimizer, loss=None, metrics=None, **kwargs)
         self._trackers = {"loss": keras.metrics.Mean(name="loss")}
         if self.rule.loss.classifies:

@@ -7,6 +7,7 @@ Without a strategy the whole step is compiled by XLA: gradients, optimizer and a
 meet the other replicas outside the compiled code, so there, one replica or more, only the rule's computation is.
 
 A rule whose groups of variables take turns has a step for each phase; what only the others need is not computed.
+A rule whose feedback gets several updates from a batch has these rehearsed before the step, each part in a loop.
 """
 
 import functools
@@ -16,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from tfbio.rules import LearningRule
+from tfbio.rules.base import Rehearsal
 from tfbio.training.averages import Averages
 from tfbio.training.optimizing import follow, globally_clipped, remaining_gaps, together
 
@@ -137,10 +139,47 @@ class Loops:
 
         return tf.function(step, jit_compile=True) if self._jit_step else step
 
-    def _training(self, feed: Any) -> Any:
-        steps = [self._step(phase) for phase in self._rule.phases]
+    def _rehearsal(self, rehearsal: Rehearsal) -> Any:
+        """One update `(inputs, weights, iteration)` of a part of the feedback."""
+        optimizer, compute = self._feedback_optimizer, rehearsal.gradients
+        if self._jit_compute:
+            compute = tf.function(compute, jit_compile=True)
 
-        def run(step, arguments):
+        def update(inputs, weights, iteration):
+            gradients = compute(inputs, optimizer.scale_loss(weights), iteration)
+            with tf.control_dependencies(gradients):  # as in `_train`
+                gradients = [tf.identity(gradient) for gradient in gradients]
+            optimizer.apply(globally_clipped(optimizer, gradients, self._replicas), rehearsal.variables)
+
+        return tf.function(update, jit_compile=True) if self._jit_step else update
+
+    def _rehearsing(self, feed: Any) -> Any:
+        """A function that makes all rehearsals on a batch, given what the feed takes for it."""
+        updates = [(rehearsal.count, self._rehearsal(rehearsal)) for rehearsal in self._rule.rehearsals]
+
+        def observe(*given):
+            x, _, weights, _ = feed.unpack(*given)
+            return self._rule.rehearsal_inputs(self.prepare(x)), weights
+
+        def rehearse(arguments):
+            seen = self._strategy.run(observe, arguments)
+            for count, update in updates:
+
+                def body(iteration, update=update):
+                    self._strategy.run(update, (*seen, iteration))
+                    return iteration + 1
+
+                tf.while_loop(lambda iteration, count=count: iteration <= count, body, [1])
+
+        return rehearse
+
+    def _training(self, feed: Any) -> Any:
+        steps = [(phase, self._step(phase)) for phase in self._rule.phases]
+        rehearse = self._rehearsing(feed) if self._rule.rehearsals else None
+
+        def run(phase, step, arguments):
+            if rehearse and "feedback" in phase:
+                rehearse(arguments)
             shares = self._strategy.run(lambda *given: step(*feed.unpack(*given)), arguments)
             return self._strategy.reduce("sum", shares, axis=None)
 
@@ -150,7 +189,7 @@ class Loops:
             index = first
             while tf.logical_and(index < first + count, tf.math.is_finite(loss)):
                 arguments = feed.take(handle, epoch, index)
-                branches = [functools.partial(run, step, arguments) for step in steps]
+                branches = [functools.partial(run, *step, arguments) for step in steps]
                 loss = branches[0]() if len(steps) == 1 else tf.switch_case(self._rule.phase(epoch), branches)
                 self._rule.step.assign_add(1)
                 index += 1

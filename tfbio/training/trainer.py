@@ -49,7 +49,8 @@ class Trainer:
         strategy: a `tf.distribute.Strategy`; None for the current one.
         jit_compile: compile with XLA: `True`, `False`, or `"auto"`: without a strategy.
         feedback_optimizer: for feedback variables that learn, if the rule has any; None for `optimizer` itself, or, for
-            a rule whose forward and feedback variables take turns, for another one with the same settings.
+            a rule whose forward and feedback variables do not take all their steps together, for another one with the
+            same settings.
         preprocessing: a layer or function applied to the inputs on the device, before the model: say the
             `info.preprocessing` of `tfbio.data.load`. Export can put it into the model.
         steps_per_loop: steps between two looks of the host; `"auto"` for about a second's worth.
@@ -96,7 +97,7 @@ class Trainer:
             self.rule.build(model, self.loss)
             mixed = "mixed_float16" in {layer.dtype_policy.name for layer in model._flatten_layers()}
             forward, feedback = self.rule.forward_variables, self.rule.feedback_variables
-            if feedback_optimizer is None and len(self.rule.phases) > 1:
+            if feedback_optimizer is None and (len(self.rule.phases) > 1 or self.rule.rehearsals):
                 optimizer = keras.optimizers.get(optimizer)
                 feedback_optimizer = type(optimizer).from_config(optimizer.get_config())
             if feedback_optimizer is None:
