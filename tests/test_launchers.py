@@ -102,3 +102,134 @@ def test_slurm_passes_everything_on():
     output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert output.startswith("srun ") and "tfbio train --gin_param=a=1" in output and "multi_worker" in output
     assert subprocess.run(command[:2], capture_output=True, timeout=60, check=False).returncode == 2
+
+
+AWKWARD = ["train", "--gin_file=a b.gin", """--gin_param=load.name="a\\\\b's & $(HOME) @NAME@ `x`\""""]
+RECORDER = """#!/usr/bin/env bash
+printf '%s\\0' "$(basename "$0")" "$@" >>"$RECORD"
+printf '\\0' >>"$RECORD"
+if [ "${!#}" = --filename=- ]; then cat >"$RECORD.manifest"; fi
+for word; do case $word in *.tar.gz) tar -tzf "$word" >"$RECORD.files" ;; esac; done
+"""
+
+
+def launch(folder, launcher, *arguments, **environment):
+    """Runs a launcher with programs in the place of gcloud and kubectl that only note how they were called."""
+    programs, record = folder / "programs", folder / "record"
+    programs.mkdir(exist_ok=True)
+    for name in ("gcloud", "kubectl"):
+        (programs / name).write_text(RECORDER)
+        (programs / name).chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "RECORD": str(record), **environment}
+    command = ["bash", f"launchers/{launcher}", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    calls = [call.split("\0") for call in record.read_text().split("\0\0")[:-1]] if record.exists() else []
+    return done, calls
+
+
+def test_kubernetes_tells_every_worker_of_the_others(folder):
+    done, calls = launch(folder, "kubernetes.sh", "3", "reg/im&ge:1", *AWKWARD, NAME="digits", GPUS="8", CLAIM="disk")
+    assert done.returncode == 0, done.stderr
+    assert calls == [["kubectl", "apply", "--filename=-"]]
+    manifest = (folder / "record.manifest").read_text()
+    lines = {line.strip().partition(": ")[0]: line.partition(": ")[2] for line in manifest.splitlines()}
+    expected = {"completions": "3", "parallelism": "3", "nvidia.com/gpu": "8", "claimName": "disk"}
+    assert {name: lines[name] for name in expected} == expected
+    assert lines["image"] == '"reg/im&ge:1"'
+    arguments = [argument.replace("$$(", "$(") for argument in json.loads(lines["args"])]
+    assert arguments == [*AWKWARD, '--gin_param=train.strategy="multi_worker"']
+    assert "$$(HOME)" in lines["args"]  # or the cluster would fill it in
+    (config,) = [line for line in manifest.splitlines() if "cluster" in line and "value:" in line]
+    config = json.loads(config.partition("value: ")[2].strip("'").replace("$(INDEX)", "1"))
+    assert config["cluster"] == {"worker": [f"digits-{index}.digits:22222" for index in range(3)]}
+    assert config["task"] == {"type": "worker", "index": 1}
+    assert lines["subdomain"].startswith("digits ") and manifest.count(" name: digits\n") == 2
+    assert "@" not in manifest.replace("@NAME@ `x`", "").replace("@…@", "")
+
+
+def test_a_tpu_is_made_filled_and_deleted(folder):
+    environment = {"NAME": "t", "ZONE": "z", "ACCELERATOR": "v5litepod-8", "VERSION": "tpu-vm-tf-2.20.0-pjrt"}
+    for name in (".git/HEAD", "runs/q/run.json", "gin/runs/base.gin"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    for command in ("create", "copy", "delete"):
+        done, calls = launch(folder, "tpu_vm.sh", command, **environment)
+        assert done.returncode == 0, done.stderr
+    tpu = ["gcloud", "compute", "tpus", "tpu-vm"]
+    create, copy, install, delete = calls
+    options = ["--accelerator-type=v5litepod-8", "--version=tpu-vm-tf-2.20.0-pjrt", "--zone=z"]
+    assert create == [*tpu, "create", "t", *options]
+    archive = Path(copy[5])
+    assert copy == [*tpu, "scp", str(archive), "t:", "--worker=0", "--zone=z"] and archive.name == "tfbio.tar.gz"
+    assert not archive.parent.exists()
+    files = (folder / "record.files").read_text().split()
+    assert "./gin/runs/base.gin" in files and not [file for file in files if file.startswith(("./.git/", "./runs/"))]
+    assert install[4:7] == ["ssh", "t", "--worker=0"] and "pip install" in install[7]
+    assert delete == [*tpu, "delete", "t", "--quiet", "--zone=z"]
+
+
+@pytest.mark.parametrize(
+    ("version", "settings"),
+    [
+        ("tpu-vm-tf-2.20.0-pod-pjrt", ["TPU_NAME=t", "TPU_LOAD_LIBRARY=0"]),  # a slice: its servers hold the TPUs
+        ("tpu-vm-tf-2.20.0-pjrt", ["TPU_NAME=local", "TF_PLUGGABLE_DEVICE_LIBRARY_PATH=/lib/libtpu.so"]),
+        ("tpu-vm-tf-2.20.0", ["TPU_NAME=local"]),
+    ],
+)
+def test_one_program_drives_a_whole_slice(folder, version, settings):
+    done, calls = launch(folder, "tpu_vm.sh", "run", *AWKWARD, NAME="t", ZONE="z", VERSION=version)
+    assert done.returncode == 0, done.stderr
+    (call,) = calls
+    assert call[:7] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "t", "--worker=0"]
+    for setting in settings:
+        assert f" {setting} " in call[7]
+    assert ("TPU_LOAD_LIBRARY" in call[7]) == ("-pod" in version)
+    # What the machine's shell makes of the command is what was given here.
+    words = subprocess.run(
+        ["bash", "-c", "printf '%s\\0' " + call[7].partition(".venv/bin/tfbio ")[2]],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")[:-1]
+    assert words == [*AWKWARD, '--gin_param=train.strategy="tpu"']
+
+
+@pytest.mark.parametrize(
+    ("launcher", "arguments", "shown"),
+    [
+        ("kubernetes.sh", ["2", "image", "train"], ["kubectl apply", 'args: ["train"', "kind: Job"]),
+        ("tpu_vm.sh", ["create"], ["tpu-vm create t"]),
+        ("tpu_vm.sh", ["copy"], ["tpu-vm scp", "pip install"]),
+        ("tpu_vm.sh", ["run", "train"], ["tfbio train"]),
+        ("tpu_vm.sh", ["delete"], ["tpu-vm delete t"]),
+    ],
+)
+def test_dry_runs_of_clusters_only_print(folder, launcher, arguments, shown):
+    environment = {"NAME": "t", "ZONE": "z", "ACCELERATOR": "a", "VERSION": "v"}
+    done, calls = launch(folder, launcher, "--dry_run", *arguments, **environment)
+    assert done.returncode == 0 and not calls, done.stderr
+    assert all(text in done.stdout for text in shown)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "arguments"),
+    [
+        ("kubernetes.sh", []),
+        ("kubernetes.sh", ["two", "image", "train"]),
+        ("kubernetes.sh", ["2", "image"]),
+        ("tpu_vm.sh", []),
+        ("tpu_vm.sh", ["run"]),
+        ("tpu_vm.sh", ["delete", "all"]),
+        ("tpu_vm.sh", ["stop"]),
+    ],
+)
+def test_wrong_calls_of_clusters(folder, launcher, arguments):
+    done, calls = launch(folder, launcher, *arguments, NAME="t", ZONE="z")
+    assert done.returncode == 2 and f"bash launchers/{launcher}" in done.stderr and not calls
+
+
+def test_a_tpu_without_a_name_is_refused(folder):
+    environment = {name: "" for name in ("NAME", "ZONE")}
+    done, calls = launch(folder, "tpu_vm.sh", "delete", **environment)
+    assert done.returncode and "NAME" in done.stderr and not calls

@@ -46,9 +46,10 @@ class Run:
         epochs: passes over the training data, in all.
         batch_size: examples in a global batch.
         seed: of weights, feedback, the order of examples and augmentation.
-        strategy: `"one_device"`, `"mirrored"` or `"multi_worker"`: see `tfbio.training.strategies`.
+        strategy: `"one_device"`, `"mirrored"`, `"multi_worker"` or `"tpu"`: see `tfbio.training.strategies`.
+        tpu: which TPU the strategy "tpu" takes: a name, an address, "local", or "" for the environment's.
         jit_compile: compile with XLA: True, False or "auto".
-        precision: Keras's dtype policy: "float32", "mixed_bfloat16", "mixed_float16", "float64".
+        precision: Keras's dtype policy: "float32", "mixed_bfloat16" (TPUs, recent GPUs), "mixed_float16", "float64".
         evaluate_on: splits to evaluate after every epoch, of "validation" and "test".
         select_on: the split whose error chooses the best epoch: "validation" (used when there is one), or "test",
             which makes the figure optimistic; it is named so wherever it is shown.
@@ -71,6 +72,7 @@ class Run:
     batch_size: int = 64
     seed: int = 0
     strategy: str = "one_device"
+    tpu: str = ""
     jit_compile: bool | str = "auto"
     precision: str = "float32"
     evaluate_on: Sequence[str] = ("validation",)
@@ -98,7 +100,7 @@ class _Assembly:
 
     def __init__(self, run: Run):
         self.run = run
-        strategy = make_strategy(run.strategy)  # first: several workers must meet before any of them computes
+        strategy = make_strategy(run.strategy, run.tpu)  # first: several workers must meet before any of them computes
         keras.config.set_dtype_policy(run.precision)
         keras.utils.set_random_seed(run.seed)
         self.train_data, self.info = run.load(split="train", batch_size=run.batch_size, seed=run.seed)

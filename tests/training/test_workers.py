@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfbio.run import _restored
 from tfbio.training.strategies import make_strategy, slurm_cluster
@@ -125,5 +126,30 @@ def test_strategies_that_are_refused(monkeypatch):
         make_strategy("multi_worker")
     with pytest.raises(ValueError, match="synchronous"):
         make_strategy("parameter_server")
-    with pytest.raises(ValueError, match="'multi_worker', received 'tpus'"):
+    with pytest.raises(ValueError, match="'tpu', received 'tpus'"):
         make_strategy("tpus")
+
+
+def test_a_tpu_that_is_not_there_is_refused_in_one_sentence(monkeypatch):
+    with pytest.raises(ValueError, match="'local' gave none .*TPU_NAME") as caught:
+        make_strategy("tpu", "local")
+    assert "\n" not in str(caught.value)
+
+    def refuse(address):
+        raise OSError(f"no route to {address}\nand a second line")
+
+    monkeypatch.setattr(tf.distribute.cluster_resolver.TPUClusterResolver, "connect", refuse)
+    monkeypatch.setenv("TPU_NAME", "pod")
+    with pytest.raises(ValueError, match="'pod' gave none .no route to pod.: run"):
+        make_strategy("tpu")
+
+
+def test_the_tpu_that_is_meant_is_the_one_that_is_taken(monkeypatch):
+    """With both of TensorFlow's parts replaced: what they do with a TPU can't be seen without one."""
+    monkeypatch.setattr(tf.distribute.cluster_resolver.TPUClusterResolver, "connect", lambda address: f"at {address}")
+    monkeypatch.setattr(tf.distribute, "TPUStrategy", lambda resolver: ("strategy", resolver))
+    monkeypatch.delenv("TPU_NAME", raising=False)
+    assert make_strategy("tpu") == ("strategy", "at local")
+    monkeypatch.setenv("TPU_NAME", "pod")
+    assert make_strategy("tpu") == ("strategy", "at pod")
+    assert make_strategy("tpu", "grpc://10.0.0.2:8470") == ("strategy", "at grpc://10.0.0.2:8470")

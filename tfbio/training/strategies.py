@@ -12,16 +12,19 @@ __all__ = ["make_strategy", "slurm_cluster"]
 _PORT = 22222
 
 
-def make_strategy(name: str) -> tf.distribute.Strategy:
+def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
     """The `tf.distribute` strategy called `name`. Call it before anything else is computed in the process.
 
     Args:
         name: `"one_device"` (TensorFlow's default: the first GPU, else the CPU), `"mirrored"` (one replica on each
-            visible GPU, or on each logical CPU if there is no GPU), or `"multi_worker"` (the same in each of several
-            processes, which the environment variable `TF_CONFIG` names, or Slurm's).
+            visible GPU, or on each logical CPU if there is no GPU), `"multi_worker"` (the same in each of several
+            processes, which the environment variable `TF_CONFIG` names, or Slurm's), or `"tpu"` (one replica on each
+            core of a TPU or of a slice of several, all led by this process).
+        tpu: which TPU: `"local"` for the one of this machine, a Cloud TPU's name or a `grpc://` address; empty for what
+            the environment variable `TPU_NAME` says, or else `"local"`. Other strategies have no use for it.
 
     Raises:
-        ValueError: unknown name, or `"multi_worker"` without a cluster.
+        ValueError: unknown name, `"multi_worker"` without a cluster, or `"tpu"` without a TPU.
     """
     if name == "one_device":
         return tf.distribute.get_strategy()
@@ -30,6 +33,8 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices(kind)])
     if name == "multi_worker":
         return _multi_worker()
+    if name == "tpu":
+        return _tpu(tpu or os.environ.get("TPU_NAME") or "local")
     if name == "parameter_server":
         raise ValueError(
             "Invalid value for `strategy`: expected a synchronous one, received 'parameter_server', under which "
@@ -37,8 +42,20 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
             "is no longer the one that it defines. Use 'multi_worker'."
         )
     raise ValueError(
-        f"Invalid value for `strategy`: expected 'one_device', 'mirrored' or 'multi_worker', received {name!r}."
+        f"Invalid value for `strategy`: expected 'one_device', 'mirrored', 'multi_worker' or 'tpu', received {name!r}."
     )
+
+
+def _tpu(address: str) -> tf.distribute.Strategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(address)
+        return tf.distribute.TPUStrategy(resolver)
+    except Exception as error:  # what looks for a TPU, and what starts it, fail in ways that have no common base
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"Invalid value for `strategy`: 'tpu' needs a TPU, and {address!r} gave none ({reason[:200]}): run on a "
+            "TPU VM with TensorFlow's TPU build (pip install 'tfbio[tpu]'), or say which TPU in train.tpu or TPU_NAME."
+        ) from error
 
 
 def _multi_worker() -> tf.distribute.Strategy:
