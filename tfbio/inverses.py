@@ -219,8 +219,9 @@ def _convolution(
     else:
         reached = [(count - 1) * stride + k for _, count, stride, k in lengths]
     extra = tuple(max(wanted - length, 0) for (wanted, *_), length in zip(lengths, reached, strict=True))
-    if layer.padding == "same" and extra == strides:
-        extra = None  # Keras's own choice, which it takes by no other name
+    if layer.padding == "same" and any(a >= b for a, b in zip(extra, strides, strict=True)):
+        extra = None  # Keras's own choice, which it takes by no other name, and of which the rest is cropped
+        reached = [count * stride for _, count, stride, _ in lengths]
     settings = {name: options[name] for name in ("kernel_initializer", "dtype")}
     result = transpose(
         shape[-1], size, strides, layer.padding, output_padding=extra, activation=activation, **settings
