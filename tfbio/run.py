@@ -45,6 +45,7 @@ class Run:
         loss: a `tfbio.losses` loss, name or config.
         epochs: passes over the training data, in all.
         batch_size: examples in a global batch.
+        accumulation_steps: take every batch in so many parts, one after the other, where memory asks for it.
         seed: of weights, feedback, the order of examples and augmentation.
         strategy: `"one_device"`, `"mirrored"` or `"multi_worker"`: see `tfbio.training.strategies`.
         jit_compile: compile with XLA: True, False or "auto".
@@ -69,6 +70,7 @@ class Run:
     loss: Any = "softmax_cross_entropy"
     epochs: int = 10
     batch_size: int = 64
+    accumulation_steps: int = 1
     seed: int = 0
     strategy: str = "one_device"
     jit_compile: bool | str = "auto"
@@ -113,6 +115,7 @@ class _Assembly:
                 jit_compile=run.jit_compile,
                 feedback_optimizer=_made(run.feedback_optimizer, keras.optimizers.Optimizer),
                 preprocessing=self.info.preprocessing,
+                accumulation_steps=run.accumulation_steps,
             )
 
     def split(self, name: str) -> Any:

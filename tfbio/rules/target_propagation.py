@@ -271,10 +271,11 @@ class TargetPropagation(LearningRule):
         return [(tf.convert_to_tensor(g), v) for g, v in zip(gradients, variables, strict=True)]
 
     def _draw(self, number: int, like: tf.Tensor) -> tf.Tensor:
-        """Standard normal noise, a function of the seed, the stage, the replica and the step."""
+        """Standard normal noise, a function of the seed, the stage, the replica, its part and the step."""
         context = tf.distribute.get_replica_context()
         replica = 0 if context is None else context.replica_id_in_sync_group
-        name = tf.constant(((self.seed or 0) << 32) + (number << 16), tf.int64) + tf.cast(replica, tf.int64)
+        share = tf.cast(replica, tf.int64) * self.parts + tf.cast(self.part, tf.int64)
+        name = tf.constant(((self.seed or 0) << 32) + (number << 16), tf.int64) + share
         key = tf.stack([name, tf.convert_to_tensor(self.step)])
         return tf.cast(stateless_normal(tf.shape(like), key), like.dtype)
 
