@@ -32,7 +32,7 @@ class Checkpoints:
     Args:
         directory: a folder of its own for the checkpoint files; made if need be.
         every_steps: save after each so many steps (the loop stops there); None for by time alone.
-        every_seconds: save at the end of an epoch once so many seconds have passed since the last save.
+        every_seconds: save at the end of the first loop, about a second each, at which so many seconds have passed.
         keep: how many to keep; the newest that can be read is used.
 
     Raises:
@@ -50,10 +50,10 @@ class Checkpoints:
         self._saved_at = time.monotonic()
         self.last: str | None = None
 
-    def due(self, step: int, epoch_ended: bool) -> bool:
+    def due(self, step: int) -> bool:
         """True if the policy asks for a checkpoint now."""
         by_step = self.every_steps is not None and step % self.every_steps == 0
-        return by_step or (epoch_ended and time.monotonic() - self._saved_at >= self.every_seconds)
+        return by_step or time.monotonic() - self._saved_at >= self.every_seconds
 
     def save(self, state: tf.train.Checkpoint, step: int, workers: Workers | None = None) -> str:
         """Writes `state`, deletes the oldest beyond `keep`, and returns the checkpoint's path.

@@ -214,7 +214,7 @@ class Trainer:
                     logs.update({f"{name}_{key}": value for key, value in self.evaluate(split).items()})
                 logs["seconds"] = time.monotonic() - started
                 hooks.on_epoch_end(epoch, logs)
-                self._save(checkpoints, received, epoch_ended=True)
+                self._save(checkpoints, received)
         if checkpoints is not None and self.step.numpy():
             checkpoints.save(self.state, int(self.step.numpy()), self.workers)
         hooks.on_train_end()
@@ -243,14 +243,14 @@ class Trainer:
             elapsed = max(time.monotonic() - started, 1e-6)
             count = max(1, min(10 * count, round(count * _SECONDS_PER_LOOP / elapsed)))
             if first < last:
-                self._save(checkpoints, received, epoch_ended=False)
+                self._save(checkpoints, received)
 
-    def _save(self, checkpoints: Checkpoints | None, received: list[int], epoch_ended: bool) -> None:
+    def _save(self, checkpoints: Checkpoints | None, received: list[int]) -> None:
         """Saves if it is time or a signal came, and then stops if a signal came."""
         if checkpoints is None:
             return
         step = int(self.step.numpy())
-        signal, due = self.workers.agree(received[0] if received else 0, int(checkpoints.due(step, epoch_ended)))
+        signal, due = self.workers.agree(received[0] if received else 0, int(checkpoints.due(step)))
         if signal or due:
             path = checkpoints.save(self.state, step, self.workers)
             if signal:
