@@ -8,6 +8,7 @@ of (seed, epoch), so the step also says which batch comes next.
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -60,19 +61,43 @@ class Checkpoints:
 
         Every one of several workers calls this, for some variables are summed over them as they are read; the chief's
         file is kept, in a directory that all of them see.
+
+        Raises:
+            CheckpointError: it can't be written. Those of before are still there.
         """
         chief = workers is None or workers.chief
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.last = str(self.directory / f"step-{step}")
-        with tempfile.TemporaryDirectory() as elsewhere:
-            state.write(self.last if chief else os.path.join(elsewhere, "unused"))
+        path = str(self.directory / f"step-{step}")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory() as elsewhere:
+                state.write(path if chief else os.path.join(elsewhere, "unused"))
+        except (tf.errors.OpError, OSError) as error:
+            self._clean(chief)
+            kept = f"the newest that is whole is {self.last}" if self.last else "there is none yet"
+            raise CheckpointError(
+                f"The checkpoint {path} can't be written ({_first_line(error)}); {kept}. Make room, or make the folder "
+                "writable, and give the same command again."
+            ) from error
+        self.last = path
+        self._clean(chief)
         if workers is not None:
             workers.agree(0)  # nobody goes on, or ends, before the chief's file is whole
         self._saved_at = time.monotonic()
-        for old in self.paths()[: -self.keep] if chief else ():
+        paths = self.paths() if chief else []
+        own = paths.index(Path(path)) if chief else 0
+        for old in [*paths[: max(0, own + 1 - self.keep)], *paths[own + 1 :]]:  # newer ones could not be read
             for file in old.parent.glob(old.name + ".*"):
                 file.unlink()
         return self.last
+
+    def _clean(self, chief: bool) -> None:
+        """Removes what writes that failed, or were killed, have left."""
+        whole = {path.name for path in self.paths()}
+        for part in self.directory.glob("step-*") if chief else ():
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            elif part.name.partition(".")[0] not in whole:
+                part.unlink()
 
     def paths(self) -> list[Path]:
         """The checkpoints' paths without suffix, oldest first."""
