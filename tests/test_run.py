@@ -122,9 +122,52 @@ def test_best_is_selected_on_validation_and_on_test_only_by_name(tmp_path):
     expected = min(history, key=lambda line: line["val_error"])
     assert best["selected_on"] == "validation" and best["epoch"] == expected["epoch"]
     assert best["test_error"] == expected["test_error"]
+    assert not (tmp_path / "validation" / "best.part.weights.h5").exists()
     best = train(str(tmp_path / "test"), settings(select_on="test", epochs=3), quiet=True)["best"]
     assert best["selected_on"] == "test"
     assert best["error"] == min(line["test_error"] for line in lines(tmp_path / "test"))
+
+
+def test_the_best_epoch_s_weights_are_kept_apart(tmp_path):
+    """So large a learning rate that the last epoch is not the best; killed and resumed, it is the same file."""
+    options = {"load": held_out, "evaluate_on": ("validation",), "epochs": 5}
+    run = settings(optimizer=lambda: keras.optimizers.Adam(0.1), **options)
+    best = train(str(tmp_path / "whole"), run, quiet=True)["best"]
+    assert best["epoch"] < 5
+    assert runs.evaluate(str(tmp_path / "whole"), run, "validation", best=True)["error"] == pytest.approx(best["error"])
+    last = runs.evaluate(str(tmp_path / "whole"), run, "validation")["error"]
+    assert last == pytest.approx(lines(tmp_path / "whole")[-1]["val_error"]) and last != pytest.approx(best["error"])
+    runs.export(str(tmp_path / "whole"), run, best=True)
+    exported = keras.models.load_model(tmp_path / "whole" / "export" / "model.keras").get_weights()
+    small((8, 8, 1), 10).load_weights(tmp_path / "whole" / "best.weights.h5")  # plain Keras reads it
+
+    half = settings(optimizer=lambda: keras.optimizers.Adam(0.1), **{**options, "epochs": best["epoch"]})
+    train(str(tmp_path / "parts"), half, quiet=True)
+    assert train(str(tmp_path / "parts"), run, quiet=True)["best"] == best
+    restored = runs._restored(str(tmp_path / "parts"), run, best=True).trainer.model.get_weights()
+    for a, b in zip(exported, restored, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_is_kept_apart_unless_a_split_selects(tmp_path):
+    train(str(tmp_path), settings(epochs=1), quiet=True)
+    assert not (tmp_path / "best.weights.h5").exists()
+    with pytest.raises(WorkdirError, match="no best weights"):
+        runs.evaluate(str(tmp_path), settings(epochs=1), best=True)
+
+
+def test_epochs_trained_again_are_not_seen_twice(tmp_path):
+    """Killed after an epoch's line was written and before its checkpoint: patience counts that epoch once."""
+    run = settings(load=held_out, evaluate_on=("validation",), patience=2, epochs=6)
+    run.optimizer = lambda: keras.optimizers.Adam(0.1)
+    whole = train(str(tmp_path / "whole"), run, quiet=True)
+    assert 3 <= whole["epochs"] < 6
+    run.epochs = whole["epochs"] - 2
+    train(str(tmp_path / "parts"), run, quiet=True)
+    (tmp_path / "parts" / "metrics.jsonl").write_text((tmp_path / "whole" / "metrics.jsonl").read_text())
+    run.epochs = 6
+    parts = train(str(tmp_path / "parts"), run, quiet=True)
+    assert parts["steps"] == whole["steps"] and parts["final"] == whole["final"]
 
 
 @pytest.mark.parametrize(

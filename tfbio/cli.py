@@ -14,8 +14,8 @@ __all__ = ["main"]
 _USAGE = """tfbio: trains Keras models with learning rules other than backpropagation.
 
   tfbio train    --gin_file=quickstart.gin [--gin_param="train.epochs=5"] [--workdir=runs/q]
-  tfbio evaluate --workdir=runs/q [--split=test]
-  tfbio export   --workdir=runs/q [--preprocessing]
+  tfbio evaluate --workdir=runs/q [--split=test] [--best]
+  tfbio export   --workdir=runs/q [--preprocessing] [--best]
   tfbio study    --gin_file=studies/digits.gin [--workdir=runs/digits] [--workers=2]
   tfbio report   runs/digits
 
@@ -29,6 +29,7 @@ flags.DEFINE_string("workdir", None, "The run's (or study's) folder; by default 
 flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets has its prepared sets.", flag_values=FLAGS)
 flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "What to evaluate on.", flag_values=FLAGS)
 flags.DEFINE_bool("preprocessing", False, "Export uint8 images in, probabilities out.", flag_values=FLAGS)
+flags.DEFINE_bool("best", False, "Use the best epoch's weights, not the last ones.", flag_values=FLAGS)
 flags.DEFINE_integer("workers", None, "Processes of a study.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.", flag_values=FLAGS)
 
@@ -66,7 +67,7 @@ def _evaluate() -> None:
     from tfbio import config
 
     _need(FLAGS.workdir, "--workdir")
-    for name, value in config.run_evaluate(FLAGS.workdir, _params(), FLAGS.split).items():
+    for name, value in config.run_evaluate(FLAGS.workdir, _params(), FLAGS.split, FLAGS.best).items():
         print(f"{FLAGS.split}_{name} {value:.6g}")
 
 
@@ -74,7 +75,7 @@ def _export() -> None:
     from tfbio import config
 
     _need(FLAGS.workdir, "--workdir")
-    for path in config.run_export(FLAGS.workdir, _params(), FLAGS.preprocessing):
+    for path in config.run_export(FLAGS.workdir, _params(), FLAGS.preprocessing, FLAGS.best):
         print(path)
 
 

@@ -152,14 +152,14 @@ def train_cell(gin_files: Sequence[str], bindings: Sequence[str], workdir: str) 
     run_train(gin_files, bindings, workdir, quiet=True)
 
 
-def run_evaluate(workdir: str, params: Sequence[str], split: str) -> dict[str, float]:
+def run_evaluate(workdir: str, params: Sequence[str], split: str, best: bool) -> dict[str, float]:
     """The figures of a run directory on a split; `params` may rebind, say, `load.data_dir`."""
-    return runs.evaluate(workdir, _recorded_run(workdir, params), split)
+    return runs.evaluate(workdir, _recorded_run(workdir, params), split, best)
 
 
-def run_export(workdir: str, params: Sequence[str], preprocessing: bool) -> tuple[str, str]:
+def run_export(workdir: str, params: Sequence[str], preprocessing: bool, best: bool) -> tuple[str, str]:
     """Exports a run directory; returns the paths of the `.keras` file and the SavedModel."""
-    return runs.export(workdir, _recorded_run(workdir, params), preprocessing)
+    return runs.export(workdir, _recorded_run(workdir, params), preprocessing, best)
 
 
 def _recorded_run(workdir: str, params: Sequence[str]) -> runs.Run:

@@ -4,7 +4,7 @@ A `Run` is its settings. `train` carries it out in a work directory and can be c
 `evaluate` and `export` use what the directory holds. Nothing here knows of gin.
 
 A run directory holds `run.json` (what the run is), `metrics.jsonl` (a line an epoch), `tensorboard/`, `checkpoints/`,
-`result.json` (once finished) and `export/` (once exported).
+`best.weights.h5` (where a split selects), `result.json` (once finished) and `export/` (once exported).
 """
 
 import json
@@ -23,13 +23,14 @@ import tensorflow as tf
 from tfbio import data, models, rules
 from tfbio import export as exporting
 from tfbio.analysis.alignment import Alignment
-from tfbio.training import Checkpoints, JsonLines, Replayed, TensorBoardScalars, Trainer
+from tfbio.training import BestWeights, Checkpoints, JsonLines, Replayed, TensorBoardScalars, Trainer
 from tfbio.training.strategies import make_strategy
 from tfbio.workdir import WorkdirError, claim, read_json, write_json
 
 __all__ = ["Run", "WorkdirError", "evaluate", "export", "train"]
 
 _EVALUATION_BATCH = 512
+_BEST = "best.weights.h5"
 
 
 @dataclass
@@ -45,19 +46,20 @@ class Run:
         loss: a `tfbio.losses` loss, name or config.
         epochs: passes over the training data, in all.
         batch_size: examples in a global batch.
+        accumulation_steps: take every batch in so many parts, one after the other, where memory asks for it.
         seed: of weights, feedback, the order of examples and augmentation.
         strategy: `"one_device"`, `"mirrored"`, `"multi_worker"` or `"tpu"`: see `tfbio.training.strategies`.
         tpu: which TPU the strategy "tpu" takes: a name, an address, "local", or "" for the environment's.
         jit_compile: compile with XLA: True, False or "auto".
         precision: Keras's dtype policy: "float32", "mixed_bfloat16" (TPUs, recent GPUs), "mixed_float16", "float64".
         evaluate_on: splits to evaluate after every epoch, of "validation" and "test".
-        select_on: the split whose error chooses the best epoch: "validation" (used when there is one), or "test",
-            which makes the figure optimistic; it is named so wherever it is shown.
+        select_on: the split whose error chooses the best epoch, the weights of which are kept apart: "validation"
+            (used when there is one), or "test", which makes the figure optimistic; it is named so wherever it is shown.
         patience: stop after so many epochs without a better loss on `select_on`; None trains all epochs.
         alignment: measure after every epoch how far the rule is from backpropagation (`tfbio.analysis.alignment`).
         alignment_steps: measure it after every so many steps too, into `alignment.jsonl`.
-        checkpoint_steps: save every so many steps; None saves at ends of epochs only.
-        checkpoint_seconds: save at the first end of an epoch after so many seconds.
+        checkpoint_steps: save every so many steps; None saves by time alone, and at the end.
+        checkpoint_seconds: save whenever so many seconds have passed.
         published: figures from a paper to show beside, `{"test_error": 0.0148, "source": "…"}`.
         labels: what to call the parts of this run in tables; by default data set, network and rule.
     """
@@ -70,6 +72,7 @@ class Run:
     loss: Any = "softmax_cross_entropy"
     epochs: int = 10
     batch_size: int = 64
+    accumulation_steps: int = 1
     seed: int = 0
     strategy: str = "one_device"
     tpu: str = ""
@@ -115,6 +118,7 @@ class _Assembly:
                 jit_compile=run.jit_compile,
                 feedback_optimizer=_made(run.feedback_optimizer, keras.optimizers.Optimizer),
                 preprocessing=self.info.preprocessing,
+                accumulation_steps=run.accumulation_steps,
             )
 
     def split(self, name: str) -> Any:
@@ -147,6 +151,11 @@ class _Assembly:
             return dict(self.run.labels)
         rule = type(self.trainer.rule).__name__
         return {"dataset": self.info.name, "network": self.trainer.model.name, "rule": rule}
+
+
+def _prefix(split: str) -> str:
+    """How the figures of a split begin, as Keras has it."""
+    return "val" if split == "validation" else split
 
 
 def _nameless(config: Any) -> Any:
@@ -200,14 +209,19 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     if chief:
         (folder / "result.json").unlink(missing_ok=True)
 
-    held_out = {"val" if name == "validation" else name: parts.split(name) for name in run.evaluate_on}
+    held_out = {_prefix(name): parts.split(name) for name in run.evaluate_on}
     held_out = {name: split for name, split in held_out.items() if split is not None}
     measures = _alignment(parts, str(folder / "alignment.jsonl") if chief else os.devnull)
     lines = str(folder / "metrics.jsonl")
+    before = [line for line in JsonLines.read(lines) if line["step"] <= step]  # later epochs are trained again
     writers = [JsonLines(lines), TensorBoardScalars(str(folder / "tensorboard"))]
+    prefix = _prefix(run.select_on)
+    if prefix in held_out:
+        figure = f"{prefix}_error" if trainer.loss.classifies else f"{prefix}_loss"
+        writers.insert(0, BestWeights(str(folder / _BEST), figure, before))
     callbacks = [measures, *(writers if chief else [])]
     if run.patience is not None:
-        callbacks.append(_early_stopping(run, held_out, JsonLines.read(lines)))
+        callbacks.append(_early_stopping(run, held_out, before))
     trainer.fit(
         parts.train_data,
         validation_data=held_out,
@@ -222,8 +236,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     for name in ("train", "validation", "test"):
         split = parts.split(name)
         if split is not None:
-            prefix = "val" if name == "validation" else name
-            final.update({f"{prefix}_{key}": value for key, value in trainer.evaluate(split).items()})
+            final.update({f"{_prefix(name)}_{key}": value for key, value in trainer.evaluate(split).items()})
     measured = measures.measure() if measures else None
     result = {
         "format": 1,
@@ -245,42 +258,49 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     return result
 
 
-def evaluate(workdir: str, run: Run, split: str = "test") -> dict[str, float]:
+def evaluate(workdir: str, run: Run, split: str = "test", best: bool = False) -> dict[str, float]:
     """The figures of a directory's last checkpoint on a split: `loss`, and `error` and `accuracy` of classifiers.
 
+    Args:
+        workdir: the run directory.
+        run: its settings.
+        split: "train", "validation" or "test".
+        best: of the best epoch's weights instead.
+
     Raises:
-        WorkdirError: the directory holds no checkpoint of this run.
+        WorkdirError: the directory holds no checkpoint of this run, or nothing selected a best epoch.
         ValueError: unknown split, or no validation split was set aside.
     """
-    parts = _restored(workdir, run)
+    parts = _restored(workdir, run, best)
     examples = parts.split(split)
     if examples is None:
         raise ValueError("Invalid value for `split`: this run set no validation examples aside, received 'validation'.")
     return parts.trainer.evaluate(examples)
 
 
-def export(workdir: str, run: Run, preprocessing: bool = False) -> tuple[str, str]:
+def export(workdir: str, run: Run, preprocessing: bool = False, best: bool = False) -> tuple[str, str]:
     """Writes the directory's last checkpoint as `export/model.keras` and `export/saved_model`; both are plain Keras.
 
     Args:
         workdir: the run directory.
         run: its settings.
         preprocessing: put preprocessing and output activation inside: uint8 in, probabilities out.
+        best: write the best epoch's weights instead.
 
     Returns:
         The two paths.
 
     Raises:
-        WorkdirError: the directory holds no checkpoint of this run.
+        WorkdirError: the directory holds no checkpoint of this run, or nothing selected a best epoch.
     """
-    trainer = _restored(workdir, run).trainer
+    trainer = _restored(workdir, run, best).trainer
     model = trainer.model
     if preprocessing:
         model = exporting.with_preprocessing(model, trainer.preprocessing, trainer.loss)
     return exporting.export(model, str(Path(workdir) / "export"))
 
 
-def _restored(workdir: str, run: Run) -> _Assembly:
+def _restored(workdir: str, run: Run, best: bool = False) -> _Assembly:
     folder = Path(workdir)
     if not (folder / "run.json").exists():
         raise WorkdirError(f"{folder} is no run directory: it has no run.json. Train there first: tfbio train.")
@@ -288,11 +308,18 @@ def _restored(workdir: str, run: Run) -> _Assembly:
     claim(folder, parts.describe())
     if not parts.trainer.restore(Checkpoints(str(folder / "checkpoints"))):
         raise WorkdirError(f"{folder} holds no checkpoint yet. Go on training there first: tfbio train.")
+    if best:
+        if not (folder / _BEST).exists():
+            raise WorkdirError(
+                f"{folder} holds no best weights: nothing selected an epoch. Set validation examples aside and name "
+                "them in `evaluate_on`, or name select_on='test'."
+            )
+        parts.trainer.model.load_weights(str(folder / _BEST))
     return parts
 
 
 def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.callbacks.EarlyStopping:
-    name = "val" if run.select_on == "validation" else run.select_on
+    name = _prefix(run.select_on)
     if name not in held_out:
         raise ValueError(
             f"Invalid value for `patience`: it needs the {run.select_on} split's loss after every epoch; set some of "
@@ -314,7 +341,7 @@ def _alignment(parts: _Assembly, path: str) -> Alignment | None:
 
 def _best(run: Run, history: list[dict]) -> dict[str, Any] | None:
     """The epoch with the smallest error (loss, of regressions) on `select_on`, if that was evaluated."""
-    name = "val" if run.select_on == "validation" else run.select_on
+    name = _prefix(run.select_on)
     key = next((key for key in (f"{name}_error", f"{name}_loss") if key in history[-1]), None)
     if key is None:
         return None

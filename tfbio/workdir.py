@@ -12,13 +12,22 @@ class WorkdirError(RuntimeError):
 
 
 def claim(folder: Path, description: dict[str, Any], write: bool = True) -> None:
-    """Checks that `run.json`, if there is one, says the same; if there is none, and `write`, writes it."""
+    """Checks that `run.json`, if there is one, says the same; if there is none, and `write`, writes it.
+
+    Raises:
+        WorkdirError: it says something else, or nothing can be written there.
+    """
     found = read_json(folder / "run.json")
     if found is None:
         if not write:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "run.json", description)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "run.json", description)
+        except OSError as error:
+            raise WorkdirError(
+                f"The work directory {folder} can't be written ({error.strerror}). Choose another, or make it writable."
+            ) from error
         return
     differences = [key for key in description if found.get(key) != description[key]]
     if differences:
@@ -30,11 +39,21 @@ def claim(folder: Path, description: dict[str, Any], write: bool = True) -> None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.exists() else None
+    """The file's content, or None if there is none.
+
+    Raises:
+        WorkdirError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise WorkdirError(
+            f"{path} was not written by tfbio, or is damaged ({error}). Choose another work directory, or delete it."
+        ) from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes whole files only: a kill in the middle leaves the old one."""
+    """Writes whole files only: a kill, or a full disk, in the middle leaves the old one."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(content, indent=1) + "\n")
     part.replace(path)

@@ -39,14 +39,14 @@ def network(normalized=True):
     return keras.Sequential(layers)
 
 
-def train(strategy, rule, stream, jit_compile, **clipping):
+def train(strategy, rule, stream, jit_compile, parts=1, **clipping):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (27, 6, 6, 2), np.uint8), rng.integers(0, 4, 27).astype(np.int32)
     data = tfbio.data.from_arrays(images, labels, 8, augmentation=None if stream else "flip_crop", shuffle=not stream)
     if stream:
         data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
     with strategy.scope():
-        model = network(normalized=not jit_compile)
+        model = network(normalized=not jit_compile and parts == 1)
         optimizer = keras.optimizers.AdamW(1e-2, **clipping)
     rule = tfbio.rules.get(rule)
     if hasattr(rule, "_draw"):  # noise is each replica's own; here, a function of the example
@@ -58,6 +58,7 @@ def train(strategy, rule, stream, jit_compile, **clipping):
         strategy=strategy,
         jit_compile=jit_compile,
         preprocessing=keras.layers.Rescaling(1 / 255),
+        accumulation_steps=parts if strategy.num_replicas_in_sync > 1 else 1,
     )
     history = trainer.fit(data, epochs=3, validation_data=data, verbose=False).history  # the last batch has 3 examples
     return trainer, history
@@ -74,6 +75,8 @@ def main(rule: Any) -> None:
             {"stream": False, "jit_compile": False, "clipnorm": 0.02},
             {"stream": False, "jit_compile": False, "clipvalue": 1e-3},
         ]
+    if rule == "fa":  # two replicas, each of which takes its share in parts, against one with whole batches
+        options += [{"stream": False, "jit_compile": True, "parts": 3}]
     two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])  # a second one in the process would clash with its keys
     for option in options:
         (single, expected), (double, history) = (train(strategy, rule, **option) for strategy in (one, two))
@@ -90,6 +93,13 @@ def main(rule: Any) -> None:
             replicas = [value.numpy() for value in two.experimental_local_results(variable.value)]
             assert len(replicas) == 2, variable.path
             np.testing.assert_array_equal(replicas[0], replicas[1], err_msg=variable.path)
+    try:
+        with two.scope():
+            tfbio.Trainer(network(), rule, accumulation_steps=2)
+    except ValueError as error:
+        assert "synchronized" in str(error), error
+    else:
+        raise AssertionError("replicas can't meet within a part of a step")
     for wrong in (lambda: tfbio.Trainer(network(), rule, strategy=two), lambda: outside(two, rule)):
         try:
             wrong()

@@ -47,6 +47,8 @@ def test_data_that_do_not_fit(dataset, message):
         ({"optimizer": "gradient descent"}, "Invalid value for `optimizer`"),
         ({"jit_compile": "yes"}, "jit_compile"),
         ({"steps_per_loop": 0}, "steps_per_loop"),
+        ({"accumulation_steps": 0}, "accumulation_steps"),
+        ({"accumulation_steps": 1.5}, "accumulation_steps"),
     ],
 )
 def test_arguments(arguments, message):

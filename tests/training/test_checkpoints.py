@@ -110,6 +110,15 @@ def test_saves_by_step_and_keeps_the_newest(tmp_path):
     assert [path.name for path in Checkpoints(str(tmp_path)).paths()] == ["step-4", "step-6", "step-7"]
 
 
+def test_saves_by_time_within_an_epoch(tmp_path):
+    trainer = make("bp", 1, steps_per_loop=2)
+    saving = Checkpoints(str(tmp_path), every_seconds=1e-3, keep=9)
+    trainer.fit(data(), epochs=1, checkpoints=saving, verbose=False)
+    assert [path.name for path in saving.paths()] == ["step-2", "step-4", "step-6", "step-7"]
+    trainer.fit(data(), epochs=2, checkpoints=Checkpoints(str(tmp_path), keep=9), verbose=False)
+    assert [path.name for path in saving.paths()][4:] == ["step-14"]  # not before its time
+
+
 def test_a_truncated_checkpoint_is_passed_over_and_named(tmp_path, caplog):
     trainer = make("fa", 1)
     trainer.fit(data(), epochs=1, checkpoints=Checkpoints(str(tmp_path), every_steps=3), verbose=False)

@@ -119,6 +119,10 @@ def test_cluster_of_a_slurm_job():
     assert slurm_cluster(alone) is None
 
 
+def test_one_device_needs_no_strategy():
+    assert make_strategy("mirrored") is make_strategy("one_device")
+
+
 def test_strategies_that_are_refused(monkeypatch):
     for name in ("TF_CONFIG", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)

@@ -5,7 +5,8 @@ statistics of batch normalisation aside), so that a trainer may call it in a gra
 of replicas. To add one, subclass `LearningRule`; CONTRIBUTING.md has a complete example.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -67,6 +68,9 @@ class LearningRule:
         loss: the same.
         step: number of updates taken so far, int64. Whoever applies updates counts them here; what is random in a rule
             is a stateless function of it.
+        part: which part of a replica's share of the batch `compute` sees, of `parts` that make one update: noise of an
+            example's own is a function of it too.
+        parts: their number: 1 but where gradients are accumulated.
     """
 
     #: Which groups of variables ("forward", "feedback") learn together, phase by phase. Most rules have one phase.
@@ -79,6 +83,8 @@ class LearningRule:
         self.model: keras.Model | None = None
         self.loss: losses.Loss | None = None
         self.step: tf.Variable | None = None
+        self.part: int | tf.Tensor = 0
+        self.parts = 1
 
     def build(self, model: keras.Model, loss: Any) -> None:
         """Binds the rule to a model, creating all its variables. Call it inside the strategy's scope.
@@ -127,6 +133,15 @@ class LearningRule:
     def rehearsal_inputs(self, x: tf.Tensor) -> Any:
         """What the rehearsals need of a batch: a nest of tensors, computed once. Asked for only if there are any."""
         raise NotImplementedError(f"{type(self).__name__} has no rehearsals.")
+
+    @contextlib.contextmanager
+    def computing(self, part: int | tf.Tensor, parts: int) -> Iterator[None]:
+        """Within it, `compute` sees part `part` of `parts`. For whoever calls it, as he traces or computes."""
+        self.part, self.parts = part, parts
+        try:
+            yield
+        finally:
+            self.part, self.parts = 0, 1  # a tensor of one graph is no use in another
 
     def pathways(self, x: tf.Tensor) -> list[tuple[str, tf.Tensor, tf.Tensor]]:
         """What the rule's feedback stands in for, to measure how well it does.

@@ -56,8 +56,9 @@ class DifferenceTargetPropagation(TargetPropagation):
     Args:
         target_step: $\alpha$.
         target_reduction: `"example"`: of the example's own loss; `"batch"`: of the mean loss of the batch, so that the
-            step is divided by the number of examples in it (those of weight 0 do not count). Replicas count their own
-            and multiply by their number, which is the global batch wherever they share it equally.
+            step is divided by the number of examples in it (those of weight 0 do not count). Replicas, and
+            the parts in which gradients are accumulated, count their own and multiply by their number, which is the
+            global batch wherever they share it equally.
         **options: as in `TargetPropagation`.
     """
 
@@ -74,8 +75,8 @@ class DifferenceTargetPropagation(TargetPropagation):
         *hidden, _ = activations
         step = self.target_step * gradient()
         if self.target_reduction == "batch":
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            step /= tf.cast(tf.maximum(replicas * tf.math.count_nonzero(weights), 1), step.dtype)
+            shares = tf.distribute.get_strategy().num_replicas_in_sync * self.parts
+            step /= tf.cast(tf.maximum(shares * tf.math.count_nonzero(weights), 1), step.dtype)
         return [*difference_targets(hidden, hidden[-1] - step, self.inverses[1:-1]), target]
 
     def get_config(self) -> dict[str, Any]:

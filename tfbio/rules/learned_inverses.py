@@ -184,10 +184,11 @@ class LearnedInverses(LearningRule):
         return [(tf.convert_to_tensor(g), v) for g, v in zip(gradients, variables, strict=True)]
 
     def _draw(self, number: int, like: tf.Tensor, iteration: Any = 0) -> tf.Tensor:
-        """Standard normal noise, a function of the seed, a number, the replica, the step and the iteration in it."""
+        """Standard normal noise of the seed, a number, the replica, its part, the step and the iteration in it."""
         context = tf.distribute.get_replica_context()
         replica = 0 if context is None else context.replica_id_in_sync_group
-        name = tf.constant(((self.seed or 0) << 32) + (number << 16), tf.int64) + tf.cast(replica, tf.int64)
+        share = tf.cast(replica, tf.int64) * self.parts + tf.cast(self.part, tf.int64)
+        name = tf.constant(((self.seed or 0) << 32) + (number << 16), tf.int64) + share
         key = tf.stack([name, tf.convert_to_tensor(self.step) + tf.cast(iteration, tf.int64) * 2**40])
         return tf.cast(stateless_normal(tf.shape(like), key), like.dtype)
 

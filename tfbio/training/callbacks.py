@@ -5,6 +5,8 @@ so far, just as Keras calls them once each `steps_per_execution`.
 """
 
 import json
+import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-__all__ = ["CallbackModel", "JsonLines", "Progress", "Replayed", "TensorBoardScalars"]
+__all__ = ["BestWeights", "CallbackModel", "JsonLines", "Progress", "Replayed", "TensorBoardScalars"]
 
 
 class CallbackModel:
@@ -44,9 +46,11 @@ class JsonLines(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         lines = [line for line in self.read(str(self._path)) if line["epoch"] <= epoch]
-        complete = self._path.exists() and len(self._path.read_text().splitlines()) == len(lines)
-        if not complete:
-            self._path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        kept = "".join(json.dumps(line) + "\n" for line in lines)
+        if not self._path.exists() or self._path.read_text() != kept:
+            part = self._path.with_name(self._path.name + ".part")
+            part.write_text(kept)
+            part.replace(self._path)
         with self._path.open("a") as file:
             file.write(json.dumps({"epoch": epoch + 1, **_figures(logs)}) + "\n")
 
@@ -60,6 +64,28 @@ class JsonLines(keras.callbacks.Callback):
             except json.JSONDecodeError:
                 break
         return lines
+
+
+class BestWeights(keras.callbacks.Callback):
+    """Keeps the weights of the epoch whose figure is the smallest, the first of them among equals.
+
+    Args:
+        path: a `.weights.h5` file, as the plain model's `load_weights` takes; whole at any moment.
+        monitor: the figure's name.
+        history: the figures of the epochs of before a restart.
+    """
+
+    def __init__(self, path: str, monitor: str, history: list[dict]):
+        super().__init__()
+        self._path, self._monitor = path, monitor
+        self._smallest = min((line[monitor] for line in history), default=math.inf)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        if logs[self._monitor] < self._smallest:
+            self._smallest = logs[self._monitor]
+            part = f"{self._path.removesuffix('.weights.h5')}.part.weights.h5"
+            self.model.save_weights(part)
+            os.replace(part, self._path)
 
 
 class TensorBoardScalars(keras.callbacks.Callback):

@@ -8,6 +8,7 @@ of (seed, epoch), so the step also says which batch comes next.
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -32,7 +33,7 @@ class Checkpoints:
     Args:
         directory: a folder of its own for the checkpoint files; made if need be.
         every_steps: save after each so many steps (the loop stops there); None for by time alone.
-        every_seconds: save at the end of an epoch once so many seconds have passed since the last save.
+        every_seconds: save at the end of the first loop, about a second each, at which so many seconds have passed.
         keep: how many to keep; the newest that can be read is used.
 
     Raises:
@@ -50,29 +51,53 @@ class Checkpoints:
         self._saved_at = time.monotonic()
         self.last: str | None = None
 
-    def due(self, step: int, epoch_ended: bool) -> bool:
+    def due(self, step: int) -> bool:
         """True if the policy asks for a checkpoint now."""
         by_step = self.every_steps is not None and step % self.every_steps == 0
-        return by_step or (epoch_ended and time.monotonic() - self._saved_at >= self.every_seconds)
+        return by_step or time.monotonic() - self._saved_at >= self.every_seconds
 
     def save(self, state: tf.train.Checkpoint, step: int, workers: Workers | None = None) -> str:
         """Writes `state`, deletes the oldest beyond `keep`, and returns the checkpoint's path.
 
         Every one of several workers calls this, for some variables are summed over them as they are read; the chief's
         file is kept, in a directory that all of them see.
+
+        Raises:
+            CheckpointError: it can't be written. Those of before are still there.
         """
         chief = workers is None or workers.chief
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.last = str(self.directory / f"step-{step}")
-        with tempfile.TemporaryDirectory() as elsewhere:
-            state.write(self.last if chief else os.path.join(elsewhere, "unused"))
+        path = str(self.directory / f"step-{step}")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory() as elsewhere:
+                state.write(path if chief else os.path.join(elsewhere, "unused"))
+        except (tf.errors.OpError, OSError) as error:
+            self._clean(chief)
+            kept = f"the newest that is whole is {self.last}" if self.last else "there is none yet"
+            raise CheckpointError(
+                f"The checkpoint {path} can't be written ({_first_line(error)}); {kept}. Make room, or make the folder "
+                "writable, and give the same command again."
+            ) from error
+        self.last = path
+        self._clean(chief)
         if workers is not None:
             workers.agree(0)  # nobody goes on, or ends, before the chief's file is whole
         self._saved_at = time.monotonic()
-        for old in self.paths()[: -self.keep] if chief else ():
+        paths = self.paths() if chief else []
+        own = paths.index(Path(path)) if chief else 0
+        for old in [*paths[: max(0, own + 1 - self.keep)], *paths[own + 1 :]]:  # newer ones could not be read
             for file in old.parent.glob(old.name + ".*"):
                 file.unlink()
         return self.last
+
+    def _clean(self, chief: bool) -> None:
+        """Removes what writes that failed, or were killed, have left."""
+        whole = {path.name for path in self.paths()}
+        for part in self.directory.glob("step-*") if chief else ():
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            elif part.name.partition(".")[0] not in whole:
+                part.unlink()
 
     def paths(self) -> list[Path]:
         """The checkpoints' paths without suffix, oldest first."""

@@ -44,8 +44,13 @@ def check_scope(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
             )
 
 
-def check_no_collectives(model: keras.Model) -> None:
-    """Refuses layers that reduce over replicas: XLA compiles the rule's computation on each replica alone.
+def check_no_collectives(model: keras.Model, argument: str, value: Any) -> None:
+    """Refuses layers that reduce over replicas, for replicas can't meet within compiled code or a part of a step.
+
+    Args:
+        model: the network.
+        argument: what asks for that, for the error.
+        value: its value.
 
     Raises:
         ValueError: names the layer.
@@ -53,8 +58,9 @@ def check_no_collectives(model: keras.Model) -> None:
     for layer in model._flatten_layers():
         if getattr(layer, "synchronized", False):
             raise ValueError(
-                f"Invalid value for `jit_compile`: expected False or 'auto', for {layer.name!r} is synchronized over "
-                "replicas, which a computation compiled on each of them can't be, received True."
+                f"Invalid value for `{argument}`: {layer.name!r} is synchronized over replicas, which can't meet "
+                f"within compiled code or a part of a step; leave `{argument}` out, or make the layer with "
+                f"synchronized=False, received {value}."
             )
 
 

@@ -8,6 +8,8 @@ meet the other replicas outside the compiled code, so there, one replica or more
 
 A rule whose groups of variables take turns has a step for each phase; what only the others need is not computed.
 A rule whose feedback gets several updates from a batch has these rehearsed before the step, each part in a loop.
+
+A step may take its batch in parts (`tfbio.training.accumulation`): one update of the parts' summed gradients.
 """
 
 import functools
@@ -18,6 +20,7 @@ import tensorflow as tf
 
 from tfbio.rules import LearningRule
 from tfbio.rules.base import Rehearsal
+from tfbio.training.accumulation import in_parts
 from tfbio.training.averages import Averages
 from tfbio.training.optimizing import follow, globally_clipped, remaining_gaps, together
 
@@ -37,6 +40,7 @@ class Loops:
         jit_compile: compile with XLA.
         preprocessing: applied to inputs on the device, or None.
         averages: of training, and of evaluation.
+        parts: in how many parts a replica takes its share of a batch, one after the other.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Loops:
         jit_compile: bool,
         preprocessing: Any,
         averages: tuple[Averages, Averages],
+        parts: int,
     ):
         self._rule = rule
         self._optimizer, self._feedback_optimizer = optimizers
@@ -56,6 +61,7 @@ class Loops:
         self._jit_compute = jit_compile and not self._jit_step
         self._preprocessing = preprocessing
         self._averages, self._evaluation = averages
+        self._parts = parts
         self._made: dict[tuple, Any] = {}
 
     def training(self, feed: Any) -> Any:
@@ -76,12 +82,13 @@ class Loops:
             self._made[key] = make(feed)
         return self._made[key]
 
-    def _compute(self, phase: tuple[str, ...], x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor) -> tuple:
+    def _compute(self, phase: tuple[str, ...], part: Any, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor) -> tuple:
         """The rule's update as tensors alone: gradients of the phase's groups, in the order of the rule's variables."""
-        update = self._rule.compute(x, y, weights)
+        with self._rule.computing(part, self._parts):
+            update = self._rule.compute(x, y, weights)
         for pairs, variables in (
-            (update.forward, self._rule.forward_variables),
-            (update.feedback, self._rule.feedback_variables),
+            (update.forward, self._variables("forward")),
+            (update.feedback, self._variables("feedback")),
         ):
             if [id(variable) for _, variable in pairs] != [id(variable) for variable in variables]:
                 raise ValueError(
@@ -91,22 +98,36 @@ class Loops:
         gradients = {group: [gradient for gradient, _ in getattr(update, group)] for group in phase}
         return update.outputs, update.loss, gradients
 
-    def _train(self, compute: Any, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor, importance: tf.Tensor) -> tf.Tensor:
-        x = self.prepare(x)
+    def _variables(self, group: str) -> list[keras.Variable]:
+        return getattr(self._rule, f"{group}_variables")
+
+    def _train(
+        self,
+        phase: tuple[str, ...],
+        compute: Any,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        weights: tf.Tensor,
+        importance: tf.Tensor,
+    ) -> tf.Tensor:
+        def part(number: Any, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor, importance: tf.Tensor) -> tuple:
+            outputs, loss, gradients = compute(number, self.prepare(x), y, weights)
+            self._averages.add(y, outputs, importance)
+            return tf.cast(loss, tf.float32), gradients
+
         # Loss scaling, where float16 needs it, is a factor on every example: updates are linear in the weights.
         scaled = self._optimizer.scale_loss(weights)
-        outputs, loss, gradients = compute(x, y, scaled)
+        zeros = {group: [tf.zeros(v.shape, v.dtype) for v in self._variables(group)] for group in phase}
+        loss, gradients = in_parts(part, self._parts, (tf.zeros(()), zeros), x, y, scaled, importance)
         gradients, gaps = together((gradients, remaining_gaps(self._optimizer, self._rule.followers)))
-        unscaled = tf.cast(loss, tf.float32) * tf.math.divide_no_nan(tf.reduce_sum(weights), tf.reduce_sum(scaled))
         for optimizer, own, variables in self._steps(gradients):
             optimizer.apply(globally_clipped(optimizer, own, self._replicas), variables)
         follow(self._rule.followers, gaps)
-        self._averages.add(y, outputs, importance)
-        return unscaled
+        return loss * tf.math.divide_no_nan(tf.reduce_sum(weights), tf.reduce_sum(scaled))
 
     def _steps(self, gradients: dict[str, list[tf.Tensor]]) -> list[tuple]:
         """`(optimizer, gradients, variables)` for each optimizer that takes a step."""
-        variables = {"forward": self._rule.forward_variables, "feedback": self._rule.feedback_variables}
+        variables = {group: self._variables(group) for group in ("forward", "feedback")}
         if self._feedback_optimizer is None:
             groups = [(self._optimizer, list(gradients))]
         else:
@@ -130,12 +151,12 @@ class Loops:
 
     def _step(self, phase: tuple[str, ...]) -> Any:
         """A step `(x, y, weights, importance) -> loss` in which the groups of a phase learn."""
-        compute, train = functools.partial(self._compute, phase), self._train
+        compute = functools.partial(self._compute, phase)
         if self._jit_compute:
             compute = tf.function(compute, jit_compile=True)
 
         def step(x, y, weights, importance):
-            return train(compute, x, y, weights, importance)
+            return self._train(phase, compute, x, y, weights, importance)
 
         return tf.function(step, jit_compile=True) if self._jit_step else step
 
@@ -147,9 +168,8 @@ class Loops:
 
         def update(inputs, weights, iteration):
             gradients = compute(inputs, optimizer.scale_loss(weights), iteration)
-            with tf.control_dependencies(gradients):  # as in `_train`
-                gradients = [tf.identity(gradient) for gradient in gradients]
-            optimizer.apply(globally_clipped(optimizer, gradients, self._replicas), rehearsal.variables)
+            gradients = globally_clipped(optimizer, together(gradients), self._replicas)
+            optimizer.apply(gradients, rehearsal.variables)
 
         return tf.function(update, jit_compile=True) if self._jit_step else update
 

@@ -47,7 +47,8 @@ def make_optimizer(
         if optimizer.gradient_accumulation_steps:
             raise ValueError(
                 f"Invalid value for `{argument}`: gradient_accumulation_steps does not work under "
-                f"{type(strategy).__name__}, received {optimizer.gradient_accumulation_steps}."
+                f"{type(strategy).__name__}, received {optimizer.gradient_accumulation_steps}. Use the trainer's "
+                "own `accumulation_steps`."
             )
     if mixed and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)

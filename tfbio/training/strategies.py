@@ -17,9 +17,10 @@ def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
 
     Args:
         name: `"one_device"` (TensorFlow's default: the first GPU, else the CPU), `"mirrored"` (one replica on each
-            visible GPU, or on each logical CPU if there is no GPU), `"multi_worker"` (the same in each of several
-            processes, which the environment variable `TF_CONFIG` names, or Slurm's), or `"tpu"` (one replica on each
-            core of a TPU or of a slice of several, all led by this process).
+            visible GPU, or on each logical CPU if there is no GPU; of one device, the same as `"one_device"`),
+            `"multi_worker"` (the same in each of several processes, which the environment variable `TF_CONFIG` names,
+            or Slurm's), or `"tpu"` (one replica on each core of a TPU or of a slice of several, all led by this
+            process).
         tpu: which TPU: `"local"` for the one of this machine, a Cloud TPU's name or a `grpc://` address; empty for what
             the environment variable `TPU_NAME` says, or else `"local"`. Other strategies have no use for it.
 
@@ -30,7 +31,9 @@ def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
         return tf.distribute.get_strategy()
     if name == "mirrored":
         kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-        return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices(kind)])
+        devices = [device.name for device in tf.config.list_logical_devices(kind)]
+        # A single replica has nobody to meet, and XLA can compile whole steps where there is no strategy.
+        return tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
     if name == "multi_worker":
         return _multi_worker()
     if name == "tpu":

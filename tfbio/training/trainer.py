@@ -54,6 +54,8 @@ class Trainer:
         preprocessing: a layer or function applied to the inputs on the device, before the model: say the
             `info.preprocessing` of `tfbio.data.load`. Export can put it into the model.
         steps_per_loop: steps between two looks of the host; `"auto"` for about a second's worth.
+        accumulation_steps: for batches beyond memory: in how many parts each replica takes its share of a batch, one
+            after the other, for one update of their sum.
 
     Attributes:
         step: number of steps taken, an int64 variable.
@@ -72,6 +74,7 @@ class Trainer:
         feedback_optimizer: Any = None,
         preprocessing: Any = None,
         steps_per_loop: int | str = "auto",
+        accumulation_steps: int = 1,
     ):
         if jit_compile not in (True, False, "auto"):
             raise ValueError(
@@ -81,6 +84,10 @@ class Trainer:
             raise ValueError(
                 f"Invalid value for `steps_per_loop`: expected 'auto' or a positive int, received {steps_per_loop!r}."
             )
+        if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
+            raise ValueError(
+                f"Invalid value for `accumulation_steps`: expected a positive int, received {accumulation_steps!r}."
+            )
         self.model = model
         self.rule = rules.get(rule)
         self.loss = losses.get(loss)
@@ -89,10 +96,13 @@ class Trainer:
         self.preprocessing = preprocessing
         self._steps_per_loop = steps_per_loop
         check_scope(model, self.strategy)
+        alone = isinstance(self.strategy, NO_STRATEGY)
         if jit_compile == "auto":
-            jit_compile = isinstance(self.strategy, NO_STRATEGY)
-        elif jit_compile and not isinstance(self.strategy, NO_STRATEGY):
-            check_no_collectives(model)
+            jit_compile = alone
+        if jit_compile and not alone:
+            check_no_collectives(model, "jit_compile", jit_compile)
+        if accumulation_steps > 1 and not alone:
+            check_no_collectives(model, "accumulation_steps", accumulation_steps)
         with self.strategy.scope():
             self.rule.build(model, self.loss)
             mixed = "mixed_float16" in {layer.dtype_policy.name for layer in model._flatten_layers()}
@@ -112,7 +122,9 @@ class Trainer:
             self.averages = Averages(self.loss)
             self._evaluation = Averages(self.loss)
         optimizers, averages = (self.optimizer, self.feedback_optimizer), (self.averages, self._evaluation)
-        self._loops = Loops(self.rule, optimizers, self.strategy, jit_compile, preprocessing, averages)
+        self._loops = Loops(
+            self.rule, optimizers, self.strategy, jit_compile, preprocessing, averages, accumulation_steps
+        )
         self._feeds: dict[int, tuple] = {}
 
     def _feed(self, data: Any, steps: int | None) -> Any:
@@ -203,7 +215,7 @@ class Trainer:
                     logs.update({f"{name}_{key}": value for key, value in self.evaluate(split).items()})
                 logs["seconds"] = time.monotonic() - started
                 hooks.on_epoch_end(epoch, logs)
-                self._save(checkpoints, received, epoch_ended=True)
+                self._save(checkpoints, received)
         if checkpoints is not None and self.step.numpy():
             checkpoints.save(self.state, int(self.step.numpy()), self.workers)
         hooks.on_train_end()
@@ -232,14 +244,14 @@ class Trainer:
             elapsed = max(time.monotonic() - started, 1e-6)
             count = max(1, min(10 * count, round(count * _SECONDS_PER_LOOP / elapsed)))
             if first < last:
-                self._save(checkpoints, received, epoch_ended=False)
+                self._save(checkpoints, received)
 
-    def _save(self, checkpoints: Checkpoints | None, received: list[int], epoch_ended: bool) -> None:
+    def _save(self, checkpoints: Checkpoints | None, received: list[int]) -> None:
         """Saves if it is time or a signal came, and then stops if a signal came."""
         if checkpoints is None:
             return
         step = int(self.step.numpy())
-        signal, due = self.workers.agree(received[0] if received else 0, int(checkpoints.due(step, epoch_ended)))
+        signal, due = self.workers.agree(received[0] if received else 0, int(checkpoints.due(step)))
         if signal or due:
             path = checkpoints.save(self.state, step, self.workers)
             if signal:
