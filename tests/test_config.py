@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import gin
+import keras
 import numpy as np
 import pytest
 
@@ -33,26 +34,32 @@ def rule_of(file):
 
 
 COMPLETE = [file for file in FILES if file == "quickstart.gin" or (file[:5] == "runs/" and rule_of(file))]
+LARGE = [file for file in COMPLETE if "imagenet2012" in file or "cifar10/lc" in file]
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
 
 @pytest.fixture
-def tiny_data(monkeypatch):
-    """Replaces what is read from disk by six images of the same shape."""
+def tiny_data(monkeypatch, tmp_path):
+    """Replaces what is read from disk by six images of the same shape, ImageNet by two photographs."""
 
     def load(name, split, data_dir):
+        if name == "imagenet2012":
+            for label in "ab":
+                (tmp_path / split / label).mkdir(parents=True)
+                keras.utils.save_img(tmp_path / split / label / "1.png", np.full((40, 50, 3), ord(label)), scale=False)
+            return image_files.read(str(tmp_path), split)
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (6, *SHAPES[name]), np.uint8)
         return original(images, np.arange(6, dtype=np.int32), 10, None)
 
-    from tfbio.data import registry
+    from tfbio.data import image_files, registry
     from tfbio.data.labelled_images import LabelledImages as original  # noqa: N813
 
     monkeypatch.setattr(registry, "_read", load)
 
 
 def test_the_tree_is_found():
-    assert len(FILES) > 20 and len(COMPLETE) == 61
+    assert len(FILES) > 20 and len(COMPLETE) == 96 and len(LARGE) == 30
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -65,23 +72,42 @@ def test_every_file_parses_and_says_what_is_overridden(file):
         assert "Commonly overridden" in header or "share" in header.splitlines()[0]
 
 
-@pytest.mark.parametrize("file", COMPLETE)
+def is_as_called(file, description):
+    """Whether a run's parts are what the name of its file says."""
+    schedule = re.search("_(parallel|alternating)$", Path(file).stem)
+    assert description["rule"]["class_name"] == (rule_of(file) or "FeedbackAlignment")
+    assert schedule is None or description["rule"]["schedule"] == schedule[1]
+    if "inverse" in description["rule"]:  # inverses have an optimizer with settings of their own
+        own, other = description["feedback_optimizer"], description["optimizer"]
+        assert own["class_name"] == other["class_name"] and own["learning_rate"] != other["learning_rate"]
+
+
+@pytest.mark.parametrize("file", [file for file in COMPLETE if file not in LARGE])
 def test_every_run_takes_a_step(file, tiny_data, tmp_path):
     params = ["train.epochs=1", "train.jit_compile=False", "train.alignment=False", "train.batch_size=6"]
     result = config.run_train([file], params, str(tmp_path), quiet=True)
     assert result["steps"] == 1 and np.isfinite(result["final"]["train_loss"])
-    expected = rule_of(file) or "FeedbackAlignment"
-    assert result["labels"]["rule"] == expected
+    assert result["labels"]["rule"] == (rule_of(file) or "FeedbackAlignment")
     # What was asked for, in full, can be parsed again and is the same run.
     config.parse([str(tmp_path / "config.gin")], [])
-    description = runs._Assembly(config.load_run()).describe()
-    assert description["rule"]["class_name"] == expected
-    schedule = re.search("_(parallel|alternating)$", Path(file).stem)
-    assert schedule is None or description["rule"]["schedule"] == schedule[1]
-    if expected.endswith(("TargetPropagation", "SDTP")):  # inverses have an optimizer with settings of their own
-        assert description["feedback_optimizer"]["class_name"] == "Adam"
-        assert description["feedback_optimizer"]["learning_rate"] != description["optimizer"]["learning_rate"]
+    is_as_called(file, runs._Assembly(config.load_run()).describe())
     assert "train.epochs = 1" in (tmp_path / "operative_config.gin").read_text()
+
+
+@pytest.mark.parametrize("file", LARGE)
+def test_every_large_run_is_built(file, tiny_data, monkeypatch):
+    """For smaller images: the networks have a fraction of their weights then."""
+    monkeypatch.setitem(SHAPES, "cifar10", (12, 12, 3))
+    params = ["train.jit_compile=False", "train.batch_size=2", *["SIZE = 32"] * ("imagenet2012" in file)]
+    config.parse([file], params)
+    parts = runs._Assembly(config.load_run())
+    is_as_called(file, parts.describe())
+    if file.endswith(("lc/dtp_parallel.gin", "lc/ao_sdtp_alternating.gin")):
+        variables = [*parts.trainer.model.trainable_variables, *parts.trainer.rule.feedback_variables]
+        before = [variable.numpy() for variable in variables]
+        parts.trainer.fit(parts.train_data, epochs=2, steps_per_epoch=1, verbose=False)  # an epoch for each turn
+        for value, variable in zip(before, variables, strict=True):
+            assert np.isfinite(variable.numpy()).all() and np.abs(value - variable.numpy()).max() > 0, variable.path
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("studies/")])
