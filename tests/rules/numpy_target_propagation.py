@@ -131,3 +131,19 @@ class Network:
             r = g(u)
             feedback += g.gradients(u, r, 2 * w * (r - wanted) / units(r))
         return forward, feedback
+
+    def diagnostics(self, x, target):
+        """Loss of inverses, distance of targets, and how far they are met, from above the stages concerned."""
+        pairs, figures = self.targets(x, target), {}
+        norm = lambda a: np.linalg.norm(a, axis=1)  # noqa: E731
+        for number, ((h, t), layer, g) in enumerate(zip(pairs, self.layers, self.inverses, strict=True)):
+            figures["target_distance", number] = np.linalg.norm(t - h) / np.linalg.norm(h)
+            if g is not None:
+                below = pairs[number - 1][0]
+                figures["reconstruction", number] = np.mean(norm(g(self.seen(number, below)) - below) ** 2)
+            if number > 0:
+                now = layer(pairs[number - 1][1])
+                now = self.predict(now) if layer is self.layers[-1] else now
+                figures["target_approach", number] = np.linalg.norm(now - t) / np.linalg.norm(h - t)
+                figures["closer", number] = np.mean(norm(now - t) < norm(h - t))
+        return figures

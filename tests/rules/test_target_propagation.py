@@ -1,6 +1,7 @@
 """The target-propagation family against NumPy, and against the identities that its equations imply."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import keras
@@ -11,6 +12,8 @@ from keras import layers as L
 
 import tfbio
 from tfbio import config, rules
+from tfbio.analysis import report
+from tfbio.analysis.alignment import alignment
 
 spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("numpy_target_propagation.py"))
 reference = importlib.util.module_from_spec(spec)
@@ -123,6 +126,42 @@ def test_targets_and_gradients_are_numpy_s_for_twenty_steps(kind, net, options, 
             gradients = (forward + feedback)[2 * number : 2 * number + 2]
             layer.kernel, layer.bias = layer.kernel - 0.1 * gradients[0], layer.bias - 0.1 * gradients[1]
         assert np.abs(inputs[1]).max() < 1  # the reference itself is a tanh network
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+@pytest.mark.parametrize("net", ["4 stages", "convolutions"])
+def test_diagnostics_are_numpy_s(kind, net, float64):
+    """Directly and through the callback, which measures with all its other figures."""
+    model = NETS[net]()
+    rule, (x, y) = build(kind, model), batch(model, 20)
+    numpy = mirrored(kind, rule, **OWN.get(kind, {}), target_reduction="example")
+    expected = numpy.diagnostics(flat(x), np.eye(3)[y])
+    layers = [layer.name for layer in model.layers if layer.weights]
+    expected = {f"{kind}/{layers[number]}": value for (kind, number), value in expected.items()}
+    figures = {name: float(value) for name, value in rule.diagnostics(x, y).items()}
+    assert figures == pytest.approx(expected, rel=1e-9) and len(figures) in (12, 13)
+    measured = alignment(rule, x, y)
+    assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    assert 0 < np.mean([value for name, value in figures.items() if name.startswith("closer/")]) <= 1
+    assert min(value for name, value in figures.items() if not name.startswith("closer/")) > 1e-3
+
+
+def test_diagnostics_reach_every_file_of_a_run(tmp_path):
+    params = ["train.epochs=2", "train.alignment_steps=10", "train.evaluate_on=()"]
+    result = config.run_train(["runs/digits.gin", "rules/dtp.gin"], params, str(tmp_path), quiet=True)
+    names = {"reconstruction/dense_2", "target_distance/dense_1", "target_approach/logits", "closer/dense_2"}
+    metrics, steps = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("metrics.jsonl", "alignment.jsonl")
+    )
+    assert [line["step"] for line in steps] == [10, 20, 30, 40]
+    for figures in (*metrics, *steps, result["alignment"]):
+        assert names <= set(figures)
+    (events,) = (tmp_path / "tensorboard").glob("events.*")
+    tags = {v.tag for event in tf.compat.v1.train.summary_iterator(str(events)) for v in event.summary.value}
+    assert names <= tags
+    report(tmp_path)
+    assert (tmp_path / "alignment_curves.png").stat().st_size > 10_000
 
 
 def test_regression_is_numpy_s(float64, monkeypatch):
@@ -238,6 +277,11 @@ def test_with_exact_inverses_the_correction_vanishes_and_targets_are_met(float64
         for number in range(1, 4 if kind != "dtp" else 3):
             np.testing.assert_allclose(stages[number](found[number - 1]), found[number], rtol=1e-9)
         assert np.abs(found[0] - targets[kind][0][0]).max() > 1e-4
+    figures = build("sdtp", model, "mean_squared_error", inverse=invert).diagnostics(x, y)
+    for name, value in figures.items():
+        kind = name.partition("/")[0]
+        expected = {"reconstruction": 0.0, "target_approach": 0.0, "closer": 1.0}.get(kind, float(value))
+        assert float(value) == pytest.approx(expected, abs=1e-8) and (kind != "target_distance" or value > 1e-3)
 
 
 @pytest.mark.parametrize("kind", ["dtp", "sdtp", "ao_sdtp"])

@@ -31,6 +31,7 @@ from tfbio.feedback.bits import stateless_normal
 from tfbio.network import stages
 from tfbio.rules.backpropagation import regularization, weighted_loss
 from tfbio.rules.base import LearningRule, Update, example_weights
+from tfbio.rules.target_diagnostics import diagnose
 from tfbio.serialization import register
 
 __all__ = ["Map", "TargetPropagation", "one_of"]
@@ -201,10 +202,14 @@ class TargetPropagation(LearningRule):
 
     def _image(self, number: int, h: tf.Tensor) -> tf.Tensor:
         """What the inverse of stage `number` (from 0) takes, for an input $h$ of the stage."""
-        outputs = self.stages[number](h, training=True)
-        return _wide(outputs) if number < len(self.stages) - 1 else self.loss.predict(outputs)
+        return self._activation(number, h)
 
     # The core
+
+    def _activation(self, number: int, h: tf.Tensor) -> tf.Tensor:
+        """The activation of stage `number` (from 0) for an input $h$; the last one's is the prediction."""
+        outputs = self.stages[number](h, training=True)
+        return _wide(outputs) if number < len(self.stages) - 1 else self.loss.predict(outputs)
 
     def _forward(self, x: tf.Tensor, tape: tf.GradientTape) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """The stages' inputs, constants all, and their outputs; the tape watches the last input."""
@@ -278,7 +283,20 @@ class TargetPropagation(LearningRule):
         key = tf.stack([name, tf.convert_to_tensor(self.step)])
         return tf.cast(stateless_normal(tf.shape(like), key), like.dtype)
 
-    # What the trainer asks for
+    # What others ask for
+
+    def diagnostics(self, x: tf.Tensor, y: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The figures of `tfbio.rules.target_diagnostics`, by the name of each stage's first weighted layer."""
+        pairs = self.targets(x, y)
+        below = [None, *(h for h, _ in pairs[:-1])]
+        with keras.StatelessScope():
+            returned = [
+                None if g is None else _wide(g(self._image(number, below[number]), training=True))
+                for number, g in enumerate(self.inverses)
+            ]
+            reached = [self._activation(number, t) for number, (_, t) in enumerate(pairs[:-1], 1)]
+        names = [next((layer.name for layer in stage.layers if layer.weights), stage.name) for stage in self.stages]
+        return diagnose(names, pairs, returned, reached)
 
     @property
     def phases(self) -> tuple[tuple[str, ...], ...]:
