@@ -1,7 +1,7 @@
 """Target propagation in NumPy, float64, written from the equations: what tests compare the rules with.
 
-A layer is a list of triplets (input unit, output unit, entry of the kernel), so that dense layers, convolutions and
-their transposes are one and the same thing: `y[o] = Σ x[i] kernel[k] + bias`.
+A layer is a list of triplets (input unit, output unit, entry of the kernel), so that dense layers, convolutions,
+locally connected layers and their transposes are one and the same thing: `y[o] = Σ x[i] kernel[k] + bias`.
 """
 
 import itertools
@@ -14,8 +14,11 @@ def dense_triplets(inputs, outputs):
     return i, o, i * outputs + o
 
 
-def convolution_triplets(shape, size, stride, padding, filters):
-    """Of a convolution `(height, width, channels)` → `(height', width', filters)`, by loops."""
+def convolution_triplets(shape, size, stride, padding, filters, shared=True):
+    """Of a convolution `(height, width, channels)` → `(height', width', filters)`, by loops.
+
+    Without sharing every position has a kernel of its own, one after the other.
+    """
     height, width, channels = shape
     if padding == "same":
         out = [-(-length // stride) for length in shape[:2]]
@@ -27,12 +30,13 @@ def convolution_triplets(shape, size, stride, padding, filters):
         y, x = row * stride + a - before[0], column * stride + b - before[1]
         if not (0 <= y < height and 0 <= x < width):
             continue
+        position = 0 if shared else row * out[1] + column
         for c, f in itertools.product(range(channels), range(filters)):
             triplets.append(
                 (
                     (y * width + x) * channels + c,
                     (row * out[1] + column) * filters + f,
-                    ((a * size + b) * channels + c) * filters + f,
+                    (((position * size + a) * size + b) * channels + c) * filters + f,
                 )
             )
     return (*np.array(triplets).T, (*out, filters))

@@ -14,6 +14,7 @@ import tfbio
 from tfbio import config, rules
 from tfbio.analysis import report
 from tfbio.analysis.alignment import alignment
+from tfbio.layers import LocallyConnected2D
 
 spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("numpy_target_propagation.py"))
 reference = importlib.util.module_from_spec(spec)
@@ -34,6 +35,14 @@ def convolutional():
     return keras.Sequential([keras.Input((5, 6, 2)), *layers, L.Dense(5, "tanh"), L.Dense(3)])
 
 
+def locally_connected():
+    local = [
+        LocallyConnected2D(3, 3, 2, activation="tanh"),
+        LocallyConnected2D(4, 2, padding="valid", activation="tanh"),
+    ]
+    return keras.Sequential([keras.Input((5, 6, 2)), *local, L.Flatten(), L.Dense(5, "tanh"), L.Dense(3)])
+
+
 def build(kind, model, loss="softmax_cross_entropy", **options):
     rule = rules.get({"class_name": kind, "config": {**OWN.get(kind, {}), **options}})
     rule.build(model, loss)
@@ -47,22 +56,23 @@ def mirrored(kind, rule, **options):
     for number, (stage, g) in enumerate(zip(rule.stages, rule.inverses, strict=True)):
         layer = next(layer for layer in stage.layers if layer.weights)
         below, activation = int(np.prod(shape)), "tanh" if number < count - 1 else None
-        if isinstance(layer, L.Conv2D):
+        if isinstance(layer, L.Conv2D | LocallyConnected2D):
             arguments = (layer.kernel_size[0], layer.strides[0], layer.padding, layer.filters)
-            i, o, k, shape = reference.convolution_triplets(shape, *arguments)
-            channels, back = layer.filters, (o, i, k)
+            shared = isinstance(layer, L.Conv2D)
+            i, o, k, shape = reference.convolution_triplets(shape, *arguments, shared)
+            channels, back = layer.filters if shared else int(np.prod(shape)), (o, i, k)
         else:
             extra = rule.auxiliary_units if kind == "ao_sdtp" and number == count - 1 else 0
             i, o, k = reference.dense_triplets(below, layer.units)
             shape, channels, back = (layer.units,), layer.units, reference.dense_triplets(layer.units + extra, below)
         above = int(np.prod(shape))
         layers.append(reference.Layer((i, o, k), below, above, channels, activation))
-        layers[-1].kernel, layers[-1].bias = (w.numpy() for w in layer.weights)
+        layers[-1].kernel, layers[-1].bias = layer.kernel.numpy(), layer.bias.numpy().ravel()
         inverses.append(None)
         if g is not None:
-            weights = [w.numpy() for w in g.weights]
-            inverses[-1] = reference.Layer(back, int(np.prod(g.input_shape[1:])), below, len(weights[1]), "tanh")
-            inverses[-1].kernel, inverses[-1].bias = weights
+            kernel, bias = (w.numpy() for w in g.weights)
+            inverses[-1] = reference.Layer(back, int(np.prod(g.input_shape[1:])), below, bias.size, "tanh")
+            inverses[-1].kernel, inverses[-1].bias = kernel, bias.ravel()
     projection = rule.projection.numpy() if kind == "ao_sdtp" else None
     return reference.Network(kind, layers, inverses, projection, **options)
 
@@ -86,6 +96,7 @@ NETS = {
     "4 stages": lambda: dense(6, 5, 5, 8, 3),
     "6 stages": lambda: dense(4, 9, 6, 7, 5, 6, 3),
     "convolutions": convolutional,
+    "locally connected": locally_connected,
 }
 CASES = [
     (kind, net, options)
@@ -129,7 +140,7 @@ def test_targets_and_gradients_are_numpy_s_for_twenty_steps(kind, net, options, 
 
 
 @pytest.mark.parametrize("kind", FAMILY)
-@pytest.mark.parametrize("net", ["4 stages", "convolutions"])
+@pytest.mark.parametrize("net", ["4 stages", "locally connected"])
 def test_diagnostics_are_numpy_s(kind, net, float64):
     """Directly and through the callback, which measures with all its other figures."""
     model = NETS[net]()
