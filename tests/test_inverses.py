@@ -166,6 +166,39 @@ def test_wider_kernels_and_one_dense_layer():
         assert full.layers[2].activation.__name__ == "tanh"
 
 
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("kind", ["convolution", "locally connected"])
+def test_a_wider_kernel_is_centred_where_the_layer_s_own_is(kind, padding, float64):
+    """With zeros around the narrow kernel it is the narrow inverse, at even and odd sizes."""
+    rng = np.random.default_rng(0)
+    for shape, k, stride, extra in [((7, 8), 3, 2, 1), ((8, 9), 2, 3, 2), ((9, 7), 1, 2, 1), ((8, 8), 4, 1, 2)]:
+        layer = L.Conv2D if kind == "convolution" else tfbio.layers.LocallyConnected2D
+        model = stage(layer(2, k, stride, padding=padding), shape=(*shape, 3))
+        narrow, wide = tfbio.inverse(model), tfbio.inverse(model, "tanh", kernel_size=k + 2 * extra)
+        assert wide.output_shape == model.input_shape
+        own, other = (next(layer for layer in g.layers if layer.weights).kernel for g in (narrow, wide))
+        if kind == "convolution":
+            other.assign(np.pad(own, [(extra, extra)] * 2 + [(0, 0)] * 2))
+        else:
+            windows = np.reshape(own, (*own.shape[:2], k, k, 3, -1))
+            around = [(0, 0)] * 2 + [(extra, extra)] * 2 + [(0, 0)] * 2
+            other.assign(np.reshape(np.pad(windows, around), other.shape))
+        y = rng.normal(size=(2, *model.output_shape[1:]))
+        np.testing.assert_allclose(wide(y), np.tanh(narrow(y)), rtol=1e-10, atol=1e-12)
+
+
+def test_a_wider_kernel_of_other_ranks_and_layouts():
+    for rank, layer in ((1, L.Conv1D), (3, L.Conv3D)):
+        for length in (7, 8):
+            model = stage(layer(2, 3, 2, "same"), shape=(length,) * rank + (2,))
+            assert tfbio.inverse(model, kernel_size=5).output_shape == model.input_shape
+    local = tfbio.layers.LocallyConnected2D(4, 3, 2, padding="valid", data_format="channels_first", dilation_rate=2)
+    model = stage(local, shape=(2, 9, 8))
+    assert tfbio.inverse(model, kernel_size=(5, 4)).output_shape == model.input_shape
+    with pytest.raises(ValueError, match="at least \\(3, 3\\)"):
+        tfbio.inverse(model, kernel_size=2)
+
+
 def test_extra_units_and_the_initializer():
     mirror = tfbio.inverse(stage(L.Dense(3), shape=(4,)), extra_units=5, kernel_initializer="ones")
     assert mirror.input_shape == (None, 8)

@@ -91,8 +91,8 @@ def inverse(
         stage: a chain of layers, as `tfbio.stages` returns them.
         activation: of the inverse's output, for `keras.activations.get`: that of the stage below, whose values it
             returns (`output_activation`).
-        kernel_size: of the mirrors of convolutions; larger than the convolution's for a larger receptive field. None
-            for the same.
+        kernel_size: of the mirrors of convolutions and locally connected layers; larger than theirs for a larger
+            receptive field with the same centres. None for the same.
         fully_connected: one dense layer for the whole stage, whatever its layers are.
         pooling: `"upsample"` mirrors pooling by repeating each value over its window; `"strided"` leaves it to the
             mirror of the convolution below, which takes the pooling's strides besides its own: as many
@@ -210,27 +210,57 @@ def _convolution(
             f"layer {layer.name!r} has groups={layer.groups}, dilation_rate={layer.dilation_rate}, "
             f"data_format={layer.data_format!r}. Pass fully_connected=True or an inverse of your own."
         )
-    size = options["kernel_size"]
-    size = layer.kernel_size if size is None else (size,) * layer.rank if isinstance(size, int) else tuple(size)
-    strides = tuple(a * b for a, b in zip(layer.strides, options["pooled"] or layer.rank * (1,), strict=True))
-    lengths = list(zip(shape[:-1], inputs.shape[1:-1], strides, size, strict=True))
-    if layer.padding == "same":
-        reached = [(count - 1) * stride + k % 2 for _, count, stride, k in lengths]
-    else:
-        reached = [(count - 1) * stride + k for _, count, stride, k in lengths]
-    extra = tuple(max(wanted - length, 0) for (wanted, *_), length in zip(lengths, reached, strict=True))
-    if layer.padding == "same" and any(a >= b for a, b in zip(extra, strides, strict=True)):
-        extra = None  # Keras's own choice, which it takes by no other name, and of which the rest is cropped
-        reached = [count * stride for _, count, stride, _ in lengths]
+    size, padding, margins = _kernel_size(layer, options), layer.padding, []
+    lengths, counts, pooled = shape[:-1], inputs.shape[1:-1], options["pooled"] or layer.rank * (1,)
+    strides = tuple(a * b for a, b in zip(layer.strides, pooled, strict=True))
+    if padding == "same":
+        reached = [(count - 1) * stride + k % 2 for count, stride, k in zip(counts, strides, size, strict=True)]
+        extra = tuple(length - r for length, r in zip(lengths, reached, strict=True))
+        if extra == strides:
+            extra = None  # Keras's own choice, which it takes by no other name
+    if padding == "valid" or size != layer.kernel_size or (extra and any(map(int.__ge__, extra, strides))):
+        margins, padding = _margins(layer, size, strides, lengths, counts), "valid"
+        extra = tuple(max(-behind, 0) for _, behind in margins)
     settings = {name: options[name] for name in ("kernel_initializer", "dtype")}
-    result = transpose(
-        shape[-1], size, strides, layer.padding, output_padding=extra, activation=activation, **settings
-    )(inputs)
-    excess = [length - wanted for (wanted, *_), length in zip(lengths, reached, strict=True)]
-    if any(length > 0 for length in excess):  # a wider kernel reaches beyond the image
-        crops = [(length // 2, length - length // 2) if length > 0 else (0, 0) for length in excess]
-        result = _CROPPING[layer.rank](crops if layer.rank > 1 else crops[0], dtype=options["dtype"])(result)
-    return result
+    result = transpose(shape[-1], size, strides, padding, output_padding=extra, activation=activation, **settings)(
+        inputs
+    )
+    return _crop(result, margins, dtype=options["dtype"])
+
+
+def _kernel_size(layer: Any, options: dict[str, Any]) -> tuple[int, ...]:
+    size, own = options["kernel_size"], tuple(layer.kernel_size)
+    size = own if size is None else (size,) * len(own) if isinstance(size, int) else tuple(size)
+    if len(size) != len(own) or any(wide < k for wide, k in zip(size, own, strict=True)):
+        raise ValueError(
+            f"Invalid value for `kernel_size`: expected at least {own}, that of layer {layer.name!r}, received "
+            f"{options['kernel_size']}."
+        )
+    return size
+
+
+def _margins(
+    layer: Any, size: Sequence[int], strides: Sequence[int], lengths: Sequence[int], counts: Sequence[int]
+) -> list[tuple[int, int]]:
+    """How far windows of `size` reach beyond the image, before and behind each axis, centred where the layer's own are.
+
+    Negative behind an image whose last pixels no window reaches.
+    """
+    margins = []
+    axes = zip(lengths, counts, strides, layer.dilation_rate, layer.kernel_size, size, strict=True)
+    for length, count, stride, dilation, k, wide in axes:
+        reached = (count - 1) * stride + (k - 1) * dilation + 1
+        before = max(reached - length, 0) // 2 if layer.padding == "same" else 0
+        before += (wide - k) // 2 * dilation
+        margins.append((before, reached + (wide - k) * dilation - before - length))
+    return margins
+
+
+def _crop(result: Any, margins: Sequence[tuple[int, int]], **settings: Any) -> Any:
+    crops = [(before, max(behind, 0)) for before, behind in margins]
+    if not any(map(any, crops)):
+        return result
+    return _CROPPING[len(crops)](crops if len(crops) > 1 else crops[0], **settings)(result)
 
 
 mirrors(_LAYERS.Conv1D)(functools.partial(_convolution, _LAYERS.Conv1DTranspose))
@@ -240,19 +270,25 @@ mirrors(_LAYERS.Conv3D)(functools.partial(_convolution, _LAYERS.Conv3DTranspose)
 
 @mirrors(LocallyConnected2D)
 def _locally_connected(layer: Any, inputs: Any, shape: tuple, activation: Any, options: dict[str, Any]) -> Any:
-    first = layer.data_format == "channels_first"
-    return LocallyConnected2DTranspose(
+    first, size = layer.data_format == "channels_first", _kernel_size(layer, options)
+    lengths, padding, margins = (shape[1:] if first else shape[:-1]), layer.padding, []
+    if size != layer.kernel_size:
+        counts = inputs.shape[2:] if first else inputs.shape[1:-1]
+        margins, padding = _margins(layer, size, layer.strides, lengths, counts), "valid"
+        lengths = [before + length + max(behind, 0) for length, (before, behind) in zip(lengths, margins, strict=True)]
+    result = LocallyConnected2DTranspose(
         shape[0] if first else shape[-1],
-        layer.kernel_size if options["kernel_size"] is None else options["kernel_size"],
+        size,
         layer.strides,
-        output_size=shape[1:] if first else shape[:-1],
-        padding=layer.padding,
+        output_size=lengths,
+        padding=padding,
         dilation_rate=layer.dilation_rate,
         data_format=layer.data_format,
         activation=activation,
         kernel_initializer=options["kernel_initializer"],
         dtype=options["dtype"],
     )(inputs)
+    return _crop(result, margins, dtype=options["dtype"], data_format=layer.data_format)
 
 
 @mirrors(*_SHAPING)

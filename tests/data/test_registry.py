@@ -118,6 +118,15 @@ def test_standardized_by_the_training_data(split, data_dir):
     np.testing.assert_allclose(floats.std(axis=(0, 1, 2)), 1, rtol=1e-6)
 
 
+def test_labels_may_be_the_images_themselves():
+    _, info = load(normalization="standardized", labels="image", batch_size=100)
+    assert info.classes == 64
+    images, labels = arrays(normalization="standardized", labels="image", split="train")
+    assert labels.shape == (1437, 64) and labels.dtype == np.float32
+    np.testing.assert_array_equal(labels, np.reshape(info.preprocessing(images), (-1, 64)))
+    assert arrays(labels="image", split="validation", validation=37)[1].shape == (37, 64)
+
+
 def test_preprocessing_is_float32_under_any_policy():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -193,6 +202,8 @@ def test_sets_that_cannot_be_loaded(name, message, data_dir):
         ({"normalization": "zscore"}, "`normalization`"),
         ({"augmentation": "cutout"}, "`augmentation`"),
         ({"split": "validation"}, "hold out for the split 'validation'"),
+        ({"labels": "pixels"}, "`labels`.*'class' or 'image'"),
+        ({"labels": "image", "augmentation": "flip"}, "`labels`.*augmented"),
         ({"validation": 1437}, "from 0 to 1436"),
         ({"validation": 1.0}, "from 0 to 1436"),
         ({"validation": -1}, "from 0 to 1436"),

@@ -1,7 +1,7 @@
 """Target propagation in NumPy, float64, written from the equations: what tests compare the rules with.
 
-A layer is a list of triplets (input unit, output unit, entry of the kernel), so that dense layers, convolutions and
-their transposes are one and the same thing: `y[o] = Σ x[i] kernel[k] + bias`.
+A layer is a list of triplets (input unit, output unit, entry of the kernel), so that dense layers, convolutions,
+locally connected layers and their transposes are one and the same thing: `y[o] = Σ x[i] kernel[k] + bias`.
 """
 
 import itertools
@@ -14,8 +14,11 @@ def dense_triplets(inputs, outputs):
     return i, o, i * outputs + o
 
 
-def convolution_triplets(shape, size, stride, padding, filters):
-    """Of a convolution `(height, width, channels)` → `(height', width', filters)`, by loops."""
+def convolution_triplets(shape, size, stride, padding, filters, shared=True):
+    """Of a convolution `(height, width, channels)` → `(height', width', filters)`, by loops.
+
+    Without sharing every position has a kernel of its own, one after the other.
+    """
     height, width, channels = shape
     if padding == "same":
         out = [-(-length // stride) for length in shape[:2]]
@@ -27,12 +30,13 @@ def convolution_triplets(shape, size, stride, padding, filters):
         y, x = row * stride + a - before[0], column * stride + b - before[1]
         if not (0 <= y < height and 0 <= x < width):
             continue
+        position = 0 if shared else row * out[1] + column
         for c, f in itertools.product(range(channels), range(filters)):
             triplets.append(
                 (
                     (y * width + x) * channels + c,
                     (row * out[1] + column) * filters + f,
-                    ((a * size + b) * channels + c) * filters + f,
+                    (((position * size + a) * size + b) * channels + c) * filters + f,
                 )
             )
     return (*np.array(triplets).T, (*out, filters))
@@ -151,3 +155,19 @@ class Network:
             r = g(u)
             feedback += g.gradients(u, r, 2 * w * (r - wanted) / units(r))
         return forward, feedback
+
+    def diagnostics(self, x, target):
+        """Loss of inverses, distance of targets, and how far they are met, from above the stages concerned."""
+        pairs, figures = self.targets(x, target), {}
+        norm = lambda a: np.linalg.norm(a, axis=1)  # noqa: E731
+        for number, ((h, t), layer, g) in enumerate(zip(pairs, self.layers, self.inverses, strict=True)):
+            figures["target_distance", number] = np.linalg.norm(t - h) / np.linalg.norm(h)
+            if g is not None:
+                below = pairs[number - 1][0]
+                figures["reconstruction", number] = np.mean(norm(g(self.seen(number, below)) - below) ** 2)
+            if number > 0:
+                now = layer(pairs[number - 1][1])
+                now = self.predict(now) if layer is self.layers[-1] else now
+                figures["target_approach", number] = np.linalg.norm(now - t) / np.linalg.norm(h - t)
+                figures["closer", number] = np.mean(norm(now - t) < norm(h - t))
+        return figures

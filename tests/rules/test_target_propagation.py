@@ -1,6 +1,7 @@
 """The target-propagation family against NumPy, and against the identities that its equations imply."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import keras
@@ -11,6 +12,9 @@ from keras import layers as L
 
 import tfbio
 from tfbio import config, rules
+from tfbio.analysis import report
+from tfbio.analysis.alignment import alignment
+from tfbio.layers import LocallyConnected2D
 
 spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("numpy_target_propagation.py"))
 reference = importlib.util.module_from_spec(spec)
@@ -31,6 +35,14 @@ def convolutional():
     return keras.Sequential([keras.Input((5, 6, 2)), *layers, L.Dense(5, "tanh"), L.Dense(3)])
 
 
+def locally_connected():
+    local = [
+        LocallyConnected2D(3, 3, 2, activation="tanh"),
+        LocallyConnected2D(4, 2, padding="valid", activation="tanh"),
+    ]
+    return keras.Sequential([keras.Input((5, 6, 2)), *local, L.Flatten(), L.Dense(5, "tanh"), L.Dense(3)])
+
+
 def build(kind, model, loss="softmax_cross_entropy", **options):
     rule = rules.get({"class_name": kind, "config": {**OWN.get(kind, {}), **options}})
     rule.build(model, loss)
@@ -44,22 +56,23 @@ def mirrored(kind, rule, **options):
     for number, (stage, g) in enumerate(zip(rule.stages, rule.inverses, strict=True)):
         layer = next(layer for layer in stage.layers if layer.weights)
         below, activation = int(np.prod(shape)), "tanh" if number < count - 1 else None
-        if isinstance(layer, L.Conv2D):
+        if isinstance(layer, L.Conv2D | LocallyConnected2D):
             arguments = (layer.kernel_size[0], layer.strides[0], layer.padding, layer.filters)
-            i, o, k, shape = reference.convolution_triplets(shape, *arguments)
-            channels, back = layer.filters, (o, i, k)
+            shared = isinstance(layer, L.Conv2D)
+            i, o, k, shape = reference.convolution_triplets(shape, *arguments, shared)
+            channels, back = layer.filters if shared else int(np.prod(shape)), (o, i, k)
         else:
             extra = rule.auxiliary_units if kind == "ao_sdtp" and number == count - 1 else 0
             i, o, k = reference.dense_triplets(below, layer.units)
             shape, channels, back = (layer.units,), layer.units, reference.dense_triplets(layer.units + extra, below)
         above = int(np.prod(shape))
         layers.append(reference.Layer((i, o, k), below, above, channels, activation))
-        layers[-1].kernel, layers[-1].bias = (w.numpy() for w in layer.weights)
+        layers[-1].kernel, layers[-1].bias = layer.kernel.numpy(), layer.bias.numpy().ravel()
         inverses.append(None)
         if g is not None:
-            weights = [w.numpy() for w in g.weights]
-            inverses[-1] = reference.Layer(back, int(np.prod(g.input_shape[1:])), below, len(weights[1]), "tanh")
-            inverses[-1].kernel, inverses[-1].bias = weights
+            kernel, bias = (w.numpy() for w in g.weights)
+            inverses[-1] = reference.Layer(back, int(np.prod(g.input_shape[1:])), below, bias.size, "tanh")
+            inverses[-1].kernel, inverses[-1].bias = kernel, bias.ravel()
     projection = rule.projection.numpy() if kind == "ao_sdtp" else None
     return reference.Network(kind, layers, inverses, projection, **options)
 
@@ -83,6 +96,7 @@ NETS = {
     "4 stages": lambda: dense(6, 5, 5, 8, 3),
     "6 stages": lambda: dense(4, 9, 6, 7, 5, 6, 3),
     "convolutions": convolutional,
+    "locally connected": locally_connected,
 }
 CASES = [
     (kind, net, options)
@@ -124,6 +138,42 @@ def test_targets_and_gradients_are_numpy_s_for_twenty_steps(kind, net, options, 
             gradients = (forward + feedback)[2 * number : 2 * number + 2]
             layer.kernel, layer.bias = layer.kernel - 0.1 * gradients[0], layer.bias - 0.1 * gradients[1]
         assert np.abs(inputs[1]).max() < 1  # the reference itself is a tanh network
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+@pytest.mark.parametrize("net", ["4 stages", "locally connected"])
+def test_diagnostics_are_numpy_s(kind, net, float64):
+    """Directly and through the callback, which measures with all its other figures."""
+    model = NETS[net]()
+    rule, (x, y) = build(kind, model), batch(model, 20)
+    numpy = mirrored(kind, rule, **OWN.get(kind, {}), target_reduction="example")
+    expected = numpy.diagnostics(flat(x), np.eye(3)[y])
+    layers = [layer.name for layer in model.layers if layer.weights]
+    expected = {f"{kind}/{layers[number]}": value for (kind, number), value in expected.items()}
+    figures = {name: float(value) for name, value in rule.diagnostics(x, y).items()}
+    assert figures == pytest.approx(expected, rel=1e-9) and len(figures) in (12, 13)
+    measured = alignment(rule, x, y)
+    assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    assert 0 < np.mean([value for name, value in figures.items() if name.startswith("closer/")]) <= 1
+    assert min(value for name, value in figures.items() if not name.startswith("closer/")) > 1e-3
+
+
+def test_diagnostics_reach_every_file_of_a_run(tmp_path):
+    params = ["train.epochs=2", "train.alignment_steps=10", "train.evaluate_on=()"]
+    result = config.run_train(["runs/digits.gin", "rules/dtp.gin"], params, str(tmp_path), quiet=True)
+    names = {"reconstruction/dense_2", "target_distance/dense_1", "target_approach/logits", "closer/dense_2"}
+    metrics, steps = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("metrics.jsonl", "alignment.jsonl")
+    )
+    assert [line["step"] for line in steps] == [10, 20, 30, 40]
+    for figures in (*metrics, *steps, result["alignment"]):
+        assert names <= set(figures)
+    (events,) = (tmp_path / "tensorboard").glob("events.*")
+    tags = {v.tag for event in tf.compat.v1.train.summary_iterator(str(events)) for v in event.summary.value}
+    assert names <= tags
+    report(tmp_path)
+    assert (tmp_path / "alignment_curves.png").stat().st_size > 10_000
 
 
 def test_regression_is_numpy_s(float64, monkeypatch):
@@ -243,6 +293,11 @@ def test_with_exact_inverses_the_correction_vanishes_and_targets_are_met(float64
         for number in range(1, 4 if kind != "dtp" else 3):
             np.testing.assert_allclose(stages[number](found[number - 1]), found[number], rtol=1e-9)
         assert np.abs(found[0] - targets[kind][0][0]).max() > 1e-4
+    figures = build("sdtp", model, "mean_squared_error", inverse=invert).diagnostics(x, y)
+    for name, value in figures.items():
+        kind = name.partition("/")[0]
+        expected = {"reconstruction": 0.0, "target_approach": 0.0, "closer": 1.0}.get(kind, float(value))
+        assert float(value) == pytest.approx(expected, abs=1e-8) and (kind != "target_distance" or value > 1e-3)
 
 
 @pytest.mark.parametrize("kind", ["dtp", "sdtp", "ao_sdtp", "ldrl"])

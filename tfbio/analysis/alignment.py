@@ -18,6 +18,9 @@ angle and ratio, and the share of weights with $\operatorname{sign} B = \operato
 | `feedback_angle/…` | $\angle(B, W)$, degrees | Akrout et al. 2019 |
 | `feedback_norm_ratio/…` | $\lVert B \rVert / \lVert W \rVert$ | |
 | `sign_concordance/…` | share of equal signs, in [0, 1] | Liao, Leibo & Poggio 2016 |
+
+A rule adds figures of its own by `LearningRule.diagnostics`; target propagation's are those of
+`tfbio.rules.target_diagnostics`.
 """
 
 import json
@@ -101,7 +104,7 @@ class Alignment(keras.callbacks.Callback):
         state = [variable.value for variable in rule.model.non_trainable_variables]
         x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
 
-        def undisturbed(compute: Any) -> list:
+        def undisturbed(compute: Any) -> Any:
             before = [tf.identity(value) for value in state]
             results = compute()
             with tf.control_dependencies(tf.nest.flatten(results)):
@@ -112,20 +115,22 @@ class Alignment(keras.callbacks.Callback):
         def gradients(some_rule: LearningRule) -> list[tf.Tensor]:
             return undisturbed(lambda: [gradient for gradient, _ in some_rule.compute(x, y).forward])
 
-        def products() -> tuple[tf.Tensor, tf.Tensor]:
+        def products() -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
             pathways = undisturbed(lambda: rule.pathways(x))
+            own = undisturbed(lambda: rule.diagnostics(x, y))
             # Names are known once the graph is made, before anyone reads a figure.
-            self._pathways = [name for name, _, _ in pathways]
-            both = zip(gradients(rule), gradients(backpropagation), strict=True)
-            return _products(list(both)), _products([(feedback, forward) for _, forward, feedback in pathways])
+            self._pathways, self._own = [name for name, _, _ in pathways], list(own)
+            both = list(zip(gradients(rule), gradients(backpropagation), strict=True))
+            weights = [(feedback, forward) for _, forward, feedback in pathways]
+            return _products(both), _products(weights), list(own.values())
 
         self._products = tf.function(lambda: self._strategy.run(products))
         self._layers = [variable.path.rpartition("/")[0] for variable in rule.forward_variables]
 
     def measure(self) -> dict[str, float]:
         """The figures now, by `<kind>/total` (of the gradients) and `<kind>/<layer's path>`."""
-        gradients, pathways = (
-            np.asarray(self._strategy.experimental_local_results(rows)[0]) for rows in self._products()
+        gradients, pathways, own = tf.nest.map_structure(
+            lambda value: np.asarray(self._strategy.experimental_local_results(value)[0]), self._products()
         )
         figures = {}
         layers = {layer: [name == layer for name in self._layers] for layer in dict.fromkeys(self._layers)}
@@ -136,7 +141,7 @@ class Alignment(keras.callbacks.Callback):
             figures[f"feedback_angle/{name}"] = angle(row[:3])
             figures[f"feedback_norm_ratio/{name}"] = norm_ratio(row[:3])
             figures[f"sign_concordance/{name}"] = float(row[3])
-        return figures
+        return figures | {name: float(value) for name, value in zip(self._own, own, strict=True)}
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         if self._path is not None and self._path.exists():  # steps that are trained again after a restart

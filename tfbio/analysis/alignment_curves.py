@@ -1,5 +1,7 @@
 """Alignment over epochs, layer by layer: a panel for each figure of `tfbio.analysis.alignment`, a line for each layer.
 
+Figures that a rule adds (`LearningRule.diagnostics`) are drawn like all others, under their own names if unknown here.
+
 Layers go from dark to light, from the input to the output.
 """
 
@@ -16,6 +18,10 @@ _PANELS = {
     "feedback_angle": "angle of feedback\nto forward weights [°]",
     "feedback_norm_ratio": "norm of feedback\nto forward weights",
     "sign_concordance": "share of feedback weights\nwith the forward sign",
+    "reconstruction": "loss of inverses\nwithout noise",
+    "target_distance": "distance of targets\nto activations' norm",
+    "target_approach": "distance to the target once\nthe one below is met, to now's",
+    "closer": "share of examples\nthat come closer then",
 }
 
 
@@ -31,7 +37,7 @@ def alignment_curves(runs: Sequence[Run]) -> bytes | None:
     layers: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for run in runs for record in run.metrics for name in record):
         kind, _, layer = name.partition("/")
-        if kind in _PANELS and layer != "total":
+        if layer and layer != "total":
             layers.setdefault(kind, []).append(layer)
     if not layers:
         return None
@@ -41,12 +47,13 @@ def alignment_curves(runs: Sequence[Run]) -> bytes | None:
 
     figure = Figure(figsize=(9, 0.4 + 2.4 * len(layers)), layout="constrained")
     axes = figure.subplots(len(layers), 1, squeeze=False)[:, 0]
-    for axis, kind in zip(axes, [kind for kind in _PANELS if kind in layers], strict=True):
+    known = [kind for kind in _PANELS if kind in layers]
+    for axis, kind in zip(axes, [*known, *(kind for kind in layers if kind not in _PANELS)], strict=True):
         names = layers[kind]
         for number, layer in enumerate(names):
             colour = colormaps["viridis"](0.9 * number / max(1, len(names) - 1))
             draw(axis, curve(runs, f"{kind}/{layer}"), (colour, ""), label=layer.partition("/")[2] or layer)
-        axis.set_ylabel(_PANELS[kind], fontsize=8)
+        axis.set_ylabel(_PANELS.get(kind, kind), fontsize=8)
         axis.grid(alpha=0.25)
         if kind.endswith("angle"):
             axis.set_yticks([0, 30, 60, 90])

@@ -36,7 +36,7 @@ class DatasetInfo:
         name: the data set's name.
         split: `"train"`, `"validation"` or `"test"`.
         splits: the splits that there are; `"validation"` is one of them if some training data is held out.
-        classes: number of classes.
+        classes: number of classes; of labels that are images, the numbers in one.
         shape: shape of one image, `(height, width, channels)`.
         examples: number of examples in this split.
         preprocessing: plain Keras layer from uint8 images to normalised float32 ones, to be called on the device.
@@ -68,6 +68,7 @@ def load(
     size: int | None = None,
     resizing: str | None = None,
     corrupt: str = "raise",
+    labels: str = "class",
 ) -> tuple[tf.data.Dataset, DatasetInfo]:
     """Loads one split of a data set: into memory, or, if its images' sizes vary or are too many, as a stream of files.
 
@@ -96,11 +97,13 @@ def load(
             centre of that; `"stretch"`: the whole picture to `size` × `size`; None for `"crop"` where sizes vary.
         corrupt: of streams: `"raise"` an error that names a picture that can't be decoded, or `"skip"` it with weight 0
             and log it.
+        labels: `"class"`; or, of sets in memory that are not augmented, `"image"`: what `info.preprocessing` makes of
+            the image, for autoencoders.
 
     Returns:
-        a dataset of (uint8 images of shape `(batch, height, width, channels)`, int32 labels of shape `(batch,)`), and
-        of streams float32 weights (1, or 0 for what only fills a batch), of which each pass is the next epoch; and its
-        `DatasetInfo`.
+        a dataset of (uint8 images of shape `(batch, height, width, channels)`, int32 labels of shape `(batch,)`, or
+        float32 ones of shape `(batch, height * width * channels)` if they are images), and of streams float32 weights
+        (1, or 0 for what only fills a batch), of which each pass is the next epoch; and its `DatasetInfo`.
 
     Raises:
         DataNotFoundError: if the data is not on this machine; says how to get it.
@@ -114,7 +117,8 @@ def load(
         )
     examples = _read(name, "test" if split == "test" else "train", data_dir)
     streamed = not isinstance(examples, LabelledImages)
-    _check_kind(name, streamed, normalization=normalization, size=size, resizing=resizing, corrupt=corrupt)
+    options = {"size": size, "resizing": resizing, "corrupt": corrupt, "labels": labels}
+    _check_kind(name, streamed, normalization, augmentation, **options)
     if split != "test":
         examples = _hold_out(examples, split, validation)
     common = {
@@ -123,22 +127,28 @@ def load(
         "augmentation": augmentation if split == "train" else None,
         "drop_remainder": drop_remainder,
     }
+    classes = examples.classes
     if streamed:
         varying = None in examples.shape
         shape = (size or _SIZE,) * 2 + examples.shape[2:] if size or varying else examples.shape
+        preprocessing = _preprocessing(name, normalization, data_dir, shape[-1])
         resizing = resizing or ("crop" if varying else "stretch")
         batches = Streaming(examples, batch_size, shape, resizing=resizing, corrupt=corrupt, **common)
     else:
-        shape = examples.images.shape[1:]
-        batches = InMemory(examples.images, examples.labels, batch_size, **common)
+        shape, y = examples.images.shape[1:], examples.labels
+        preprocessing = _preprocessing(name, normalization, data_dir, shape[-1])
+        if labels == "image":
+            y = np.asarray(preprocessing(examples.images)).reshape(len(examples), -1)
+            classes = y.shape[1]
+        batches = InMemory(examples.images, y, batch_size, **common)
     info = DatasetInfo(
         name=name,
         split=split,
         splits=_SPLITS if validation else ("train", "test"),
-        classes=examples.classes,
+        classes=classes,
         shape=shape,
         examples=batches.examples,
-        preprocessing=_preprocessing(name, normalization, data_dir, shape[-1]),
+        preprocessing=preprocessing,
         class_names=examples.class_names,
     )
     return batches.dataset(), info
@@ -153,8 +163,15 @@ def _read(name: str, split: str, data_dir: str | os.PathLike | None) -> Examples
     return tfds_sets.read(name, split, data_dir and os.path.expanduser(data_dir))
 
 
-def _check_kind(name: str, streamed: bool, normalization: str | None, **options: Any) -> None:
-    """Refuses options that belong to the other kind of set."""
+def _check_kind(name: str, streamed: bool, normalization: str | None, augmentation: str | None, **options: Any) -> None:
+    """Refuses options that belong to the other kind of set, or not to each other."""
+    if options["labels"] not in ("class", "image"):
+        raise ValueError(f"Invalid value for `labels`: expected 'class' or 'image', received {options['labels']!r}.")
+    if options["labels"] == "image" and (streamed or augmentation):
+        raise ValueError(
+            f"Invalid value for `labels`: expected 'class' for {name!r}, whose images are "
+            f"{'streamed' if streamed else 'augmented'}, received 'image', which only plain images in memory can be."
+        )
     if streamed and normalization == "standardized":
         raise ValueError(
             f"Invalid value for `normalization`: expected 'unit', 'centered', 'imagenet' or None for {name!r}, whose "

@@ -155,6 +155,18 @@ class LearningRule:
         """
         return []
 
+    def diagnostics(self, x: tf.Tensor, y: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Figures of the rule's own, to follow in the course of training.
+
+        Args:
+            x: inputs of a batch, `(batch, …)`.
+            y: its labels.
+
+        Returns:
+            Scalars by `<figure>/<layer or stage>`, functions of weights and batch alone; none by default.
+        """
+        return {}
+
     def phase(self, epoch: tf.Tensor) -> tf.Tensor:
         """The number of this step's phase in `phases`: a function of `epoch` and `step` alone, so that it resumes.
 

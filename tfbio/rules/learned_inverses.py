@@ -141,6 +141,10 @@ class LearnedInverses(LearningRule):
         *hidden, logits = outputs
         return [*map(wide, hidden), wide(logits) if self.targets_logits else self.loss.predict(logits)]
 
+    def _activation(self, number: int, outputs: tf.Tensor) -> tf.Tensor:
+        """What $h$ is, for what stage `number` (from 0) puts out."""
+        return self._activations([outputs])[0] if number == len(self.stages) - 1 else wide(outputs)
+
     def _examples(self, inputs: list[tf.Tensor], activations: list[tf.Tensor]) -> dict[int, tuple]:
         """What each inverse learns from: an input $h$ of what it inverts, and the image $u$ of that, as it takes it."""
         pairs = {n: (wide(inputs[n]), activations[n]) for n, g in enumerate(self.inverses) if g is not None}
@@ -154,8 +158,7 @@ class LearnedInverses(LearningRule):
         """What inverse `number` takes, for an input $h$ of what it inverts: a constant."""
         with keras.StatelessScope():  # running statistics do not move for the noise
             outputs = self.inverted[number](h, training=True)
-        last = number == len(self.stages) - 1
-        return tf.stop_gradient(self._seen(number, h, self._activations([outputs])[0] if last else wide(outputs)))
+        return tf.stop_gradient(self._seen(number, h, self._activation(number, outputs)))
 
     def inverse_loss(self, number: int, h: tf.Tensor, u: tf.Tensor, weights: tf.Tensor, iteration: Any) -> tf.Tensor:
         """The loss of an inverse on a batch: a scalar."""

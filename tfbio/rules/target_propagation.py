@@ -28,6 +28,7 @@ from tfbio.rules.backpropagation import regularization, weighted_loss
 from tfbio.rules.base import Update, example_weights
 from tfbio.rules.learned_inverses import LearnedInverses
 from tfbio.rules.local_losses import Map, local_signal, wide
+from tfbio.rules.target_diagnostics import diagnose
 from tfbio.serialization import register
 
 __all__ = ["TargetPropagation"]
@@ -135,3 +136,19 @@ class TargetPropagation(LearnedInverses):
         forward = [(tf.convert_to_tensor(g), v) for g, v in zip(gradients, variables, strict=True)]
         feedback = self.learn_inverses(self._examples(inputs, [h for h, _ in pairs]), weights)
         return Update(outputs[-1], loss + penalty, forward, feedback)
+
+    def diagnostics(self, x: tf.Tensor, y: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The figures of `tfbio.rules.target_diagnostics`, by the name of each stage's first weighted layer."""
+        pairs = self.targets(x, y)
+        below = [None, *(h for h, _ in pairs[:-1])]
+        with keras.StatelessScope():
+            returned = [
+                None if g is None else wide(g(self._image(number, below[number]), training=True))
+                for number, g in enumerate(self.inverses)
+            ]
+            reached = [
+                self._activation(number, self.stages[number](t, training=True))
+                for number, (_, t) in enumerate(pairs[:-1], 1)
+            ]
+        names = [next((layer.name for layer in stage.layers if layer.weights), stage.name) for stage in self.stages]
+        return diagnose(names, pairs, returned, reached)
