@@ -167,7 +167,7 @@ class Network:
                 figures["reconstruction", number] = np.mean(norm(g(self.seen(number, below)) - below) ** 2)
             if number > 0:
                 now = layer(pairs[number - 1][1])
-                now = self.predict(now) if layer is self.layers[-1] else now
+                now = self.output(now) if layer is self.layers[-1] else now
                 figures["target_approach", number] = np.linalg.norm(now - t) / np.linalg.norm(h - t)
                 figures["closer", number] = np.mean(norm(now - t) < norm(h - t))
         return figures
