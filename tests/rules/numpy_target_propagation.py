@@ -102,6 +102,7 @@ class Network:
         h, last = self.forward(x), len(self.layers)
         if self.kind == "ldrl":
             target = h[last] - self.options["target_step"] * (self.predict(h[last]) - target)
+        aim = h[last] + self.options.get("target_step", 1.0) * (target - h[last])  # of sdtp, ao_sdtp
         g = lambda number, u: self.inverses[number - 1](u)  # noqa: E731  g(l, ·) inverts stage l
         t = {last: target}
         if self.kind == "dtp":
@@ -110,9 +111,9 @@ class Network:
             t[last - 1] = h[last - 1] - step * (h[last] - target) @ self.layers[-1].matrix.T
         elif self.kind == "ao_sdtp":
             z = np.tanh(h[last - 1] @ self.projection)
-            t[last - 1] = h[last - 1] - g(last, np.hstack([h[last], z])) + g(last, np.hstack([target, z]))
+            t[last - 1] = h[last - 1] - g(last, np.hstack([h[last], z])) + g(last, np.hstack([aim, z]))
         elif self.kind in ("sdtp", "ldrl"):
-            t[last - 1] = h[last - 1] - g(last, h[last]) + g(last, target)
+            t[last - 1] = h[last - 1] - g(last, h[last]) + g(last, aim if self.kind == "sdtp" else target)
         else:
             t[last - 1] = g(last, target)
         for k in range(last - 2, 0, -1):

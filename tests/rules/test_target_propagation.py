@@ -21,7 +21,12 @@ reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reference)
 
 FAMILY = ("tp", "dtp", "sdtp", "ao_sdtp", "ldrl")
-OWN = {"dtp": {"target_step": 0.3}, "ao_sdtp": {"auxiliary_units": 7}, "ldrl": {"target_step": 0.3}}
+OWN = {
+    "dtp": {"target_step": 0.3},
+    "sdtp": {"target_step": 0.3},
+    "ao_sdtp": {"auxiliary_units": 7},
+    "ldrl": {"target_step": 0.3},
+}
 RANDOM = np.random.default_rng(0)
 
 

@@ -8,7 +8,7 @@ losses, is `TargetPropagation`'s. The rules differ in where the recursion starts
 | rule | |
 |---|---|
 | `dtp` | $t_{L-1} = h_{L-1} - \alpha \, \partial \ell / \partial h_{L-1}$ |
-| `sdtp` | $t_L = t$, the loss's own minimum, for $h_L = \text{predict}(f_L(h_{L-1}))$ |
+| `sdtp` | $t_L = t$, the loss's own minimum, for $h_L = \text{predict}(f_L(h_{L-1}))$ (or a part of the way there) |
 | `ao_sdtp` | $t_L = [t, z]$ for $[h_L, z]$ |
 
 $z = \tanh(h_{L-1} A)$ are fixed random features, which tell the top inverse more of $h_{L-1}$ than ten classes do.
@@ -89,17 +89,25 @@ class SimplifiedDifferenceTargetPropagation(TargetPropagation):
     """SDTP: difference targets all the way from the label; no weights are transported, not even the last layer's.
 
     Args:
+        target_step: how far $t_L$ is on the way from $h_L$ to the label; 1, the paper's, is the label. Inverses were
+            learned around activations, and targets through them hold close to these only.
         reconstruction: as in `TargetPropagation`; the paper de-noises here.
         **options: as in `TargetPropagation`.
     """
 
-    def __init__(self, reconstruction: str = "denoise", **options: Any):
+    def __init__(self, target_step: float = 1.0, reconstruction: str = "denoise", **options: Any):
         super().__init__(reconstruction=reconstruction, **options)
+        self.target_step = target_step
 
     def find_targets(
         self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], weights: tf.Tensor
     ) -> list[tf.Tensor]:
-        return difference_targets(activations, target, self.inverses[1:])
+        output = activations[-1]
+        aim = output + self.target_step * (target - output)
+        return [*difference_targets(activations, aim, self.inverses[1:])[:-1], target]
+
+    def get_config(self) -> dict[str, Any]:
+        return {"target_step": self.target_step, **super().get_config()}
 
 
 @register
@@ -107,7 +115,8 @@ class AuxiliaryOutputSDTP(SimplifiedDifferenceTargetPropagation):
     """AO-SDTP: the top inverse also sees fixed random features of the last hidden activation.
 
     Args:
-        auxiliary_units: number of features.
+        auxiliary_units: number of features. They must not tell all of $h_{L-1}$, or the inverse has no need of the
+            classes: 512 of 256 units leave next to nothing of the label's signal.
         **options: as in `SimplifiedDifferenceTargetPropagation`.
 
     Attributes:
