@@ -177,14 +177,10 @@ def work(rule: str, model: keras.Model) -> Work:
     forward = sum(layer.macs for layer in layers)
     if rule in ("bp", "fa", "usf", "kp"):
         kernels = [layer for layer in layers if layer.kernel]
-        # Each has feedback, the first too, whose is of no use; the last one's are its weights, but under `kp`.
-        values = {id(layer): layer.kernel for layer in kernels} if rule == "kp" else {}
-        pieces = [
-            (layer.macs * (1 if layer.first else 2), layer.parameters + values.get(id(layer), 0), 0, 0)
-            for layer in reversed(layers)
-        ]
-        kept = sum(layer.kernel for layer in kernels[:-1]) if rule == "fa" else 0
-        return Work(forward, pieces, learned=sum(values.values()), kept=kept)
+        pieces = [(layer.macs * (1 if layer.first else 2), layer.parameters, 0, 0) for layer in reversed(layers)]
+        # The first layer has feedback, too, of no use; the last one's is its weights, but under `kp`.
+        kept = {"fa": kernels[:-1], "kp": kernels}.get(rule, [])
+        return Work(forward, pieces, kept=sum(layer.kernel for layer in kept))
     if rule in ("dfa", "dfa_regenerated"):
         pieces, classes = [], parts[-1].outputs
         for part in reversed(parts):

@@ -1,5 +1,6 @@
 """Every test starts from the same seed and leaves Keras's dtypes as it found them."""
 
+import gc
 import os
 import signal
 
@@ -26,3 +27,10 @@ def float64(_clean_keras):
     """Models made in the test compute in float64."""
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _let_go():
+    """Networks hold themselves in cycles, and are large; Python would take its time to look for these."""
+    yield
+    gc.collect()

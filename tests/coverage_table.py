@@ -36,13 +36,16 @@ class Test(NamedTuple):
 
 FA, DFA = "rules/test_feedback_alignment.py", "rules/test_direct_feedback_alignment.py"
 TARGETS = "rules/test_target_propagation.py"
+DIRECT = "rules/test_direct_difference_target_propagation.py"
+LOCAL = "rules/test_local_difference_target_propagation.py"
 
 #: Oracle → tests that count for rules.
 ORACLES = {
     "backward weights equal to W: backpropagation": (
         Test(FA, "test_feedback_equal_to_the_kernels_is_backpropagation", ("bp", "fa")),
         Test("rules/test_kolen_pollack.py", "test_with_equal_weights_it_is_backpropagation_and_stays_so", ("kp",)),
-        Test(TARGETS, "test_with_the_transposed_jacobian_dtp_is_backpropagation", ("dtp",)),
+        Test(TARGETS, "test_with_the_transposed_jacobian_it_is_backpropagation"),
+        Test(DIRECT, "test_with_transposed_products_of_weights_a_linear_net_is_backpropagation", ("ddtp",)),
     ),
     "equal magnitudes: backpropagation": (
         Test("rules/test_sign_symmetry.py", "test_with_equal_magnitudes_it_is_backpropagation", ("usf",)),
@@ -65,11 +68,14 @@ ORACLES = {
         Test(DFA, "test_the_sign_of_the_error_and_the_target_alone_against_numpy", ("dfa", "drtp")),
         Test("rules/test_weight_mirror.py", "test_an_update_of_dense_layers_against_numpy", ("wm",)),
         Test(TARGETS, "test_targets_and_gradients_are_numpy_s_for_twenty_steps"),
+        Test(DIRECT, "test_targets_and_gradients_are_numpy_s_for_ten_steps", ("ddtp",)),
     ),
     "feedback learns as it should": (
         Test("rules/test_kolen_pollack.py", "test_the_gap_shrinks_by_the_decay_each_step", ("kp",)),
         Test("rules/test_weight_mirror.py", "test_the_mean_of_what_a_mirror_sees_is_the_kernel", ("wm",)),
         Test(TARGETS, "test_the_best_linear_inverse", ("dtp",)),
+        Test(DIRECT, "test_the_best_feedback_is_the_damped_pseudo_inverse", ("ddtp",)),
+        Test(LOCAL, "test_inverses_of_a_linear_net_learn_the_transposed_weights", ("ldrl",)),
     ),
     "one, two replicas": (Test("training/test_replicas.py", "test_two_replicas_equal_one"),),
     "one, two processes": (Test("training/test_workers.py", "test_two_workers_equal_one"),),
@@ -79,6 +85,7 @@ ORACLES = {
         Test("rules/test_feedback_storage.py", "test_it_learns", ("dfa",)),
         Test(TARGETS, "test_digits_are_learned_from_the_gin_files"),
         Test(TARGETS, "test_the_autoencoder_of_the_paper_learns"),
+        Test(DIRECT, "test_digits_are_learned_from_the_gin_file", ("ddtp",)),
         Test("layers/test_locally_connected_feedback.py", "test_every_rule_trains_them"),
     ),
     "configs round-trip": (Test("test_serialization.py", "test_round_trip"),),

@@ -18,6 +18,7 @@ def own_inverse(stage, activation):
 
 TARGETS = {
     "noise": (0.1, 0.2, 0.3),
+    "feedback_iterations": (1, 2, 3),
     "reduction": "mean",
     "schedule": "alternating",
     "period": 7,
@@ -94,8 +95,15 @@ OBJECTS = {
         "target_step": 0.3,
         "target_reduction": "batch",
     },
-    rules.SimplifiedDifferenceTargetPropagation: {**TARGETS, "reconstruction": "preserve"},
-    rules.AuxiliaryOutputSDTP: {**TARGETS, "reconstruction": "preserve", "auxiliary_units": 3},
+    rules.SimplifiedDifferenceTargetPropagation: {**TARGETS, "reconstruction": "preserve", "target_step": 0.3},
+    rules.AuxiliaryOutputSDTP: {**TARGETS, "reconstruction": "preserve", "target_step": 0.3, "auxiliary_units": 3},
+    rules.DirectDifferenceTargetPropagation: {
+        **TARGETS,
+        "reconstruction": "preserve",
+        "target_step": 0.3,
+        "feedback_decay": 0.2,
+    },
+    rules.LocalDifferenceTargetPropagation: {**TARGETS, "reconstruction": "preserve", "target_step": 0.3},
     rules.SignSymmetry: {
         "magnitude": "batch",
         "scale": 0.1,
