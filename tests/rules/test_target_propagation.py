@@ -21,12 +21,7 @@ reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reference)
 
 FAMILY = ("tp", "dtp", "sdtp", "ao_sdtp", "ldrl")
-OWN = {
-    "dtp": {"target_step": 0.3},
-    "sdtp": {"target_step": 0.3},
-    "ao_sdtp": {"auxiliary_units": 7},
-    "ldrl": {"target_step": 0.3},
-}
+OWN = {"dtp": {"target_step": 0.3}, "ao_sdtp": {"auxiliary_units": 7}, "ldrl": {"target_step": 0.3}}
 RANDOM = np.random.default_rng(0)
 
 
@@ -111,6 +106,7 @@ CASES = [
             "reduction": ("sum", "mean")[number % 2],
             "reconstruction": "ldrl" if kind == "ldrl" else ("preserve", "denoise")[number // 2 % 2],
             **({"target_reduction": ("example", "batch")[number % 2]} if kind == "dtp" else {}),
+            **({"target_step": (1.0, 0.3)[number % 2]} if "sdtp" in kind else {}),
         }
     ]
 ]
