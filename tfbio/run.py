@@ -215,9 +215,8 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     lines = str(folder / "metrics.jsonl")
     before = [line for line in JsonLines.read(lines) if line["step"] <= step]  # later epochs are trained again
     writers = [JsonLines(lines), TensorBoardScalars(str(folder / "tensorboard"))]
-    prefix = _prefix(run.select_on)
-    if prefix in held_out:
-        figure = f"{prefix}_error" if trainer.loss.classifies else f"{prefix}_loss"
+    figure = f"{_prefix(run.select_on)}_{'error' if trainer.loss.classifies else 'loss'}"
+    if _prefix(run.select_on) in held_out:
         writers.insert(0, BestWeights(str(folder / _BEST), figure, before))
     callbacks = [measures, *(writers if chief else [])]
     if run.patience is not None:
@@ -246,7 +245,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
         "steps": int(trainer.step.numpy()),
         "parameters": int(sum(np.prod(v.shape) for v in trainer.model.trainable_variables)),
         "final": final,
-        "best": _best(run, history),
+        "best": _best(run, history, figure),
         "alignment": measured,
         "published": run.published,
         "train_seconds": sum(line["seconds"] for line in history),
@@ -339,12 +338,10 @@ def _alignment(parts: _Assembly, path: str) -> Alignment | None:
     return Alignment(trainer.rule, trainer.preprocessing(x), y, trainer.strategy, every, path if every else None)
 
 
-def _best(run: Run, history: list[dict]) -> dict[str, Any] | None:
-    """The epoch with the smallest error (loss, of regressions) on `select_on`, if that was evaluated."""
-    name = _prefix(run.select_on)
-    key = next((key for key in (f"{name}_error", f"{name}_loss") if key in history[-1]), None)
-    if key is None:
+def _best(run: Run, history: list[dict], figure: str) -> dict[str, Any] | None:
+    """The epoch with the smallest `figure`, an error (loss, of regressions) on `select_on`, if that was evaluated."""
+    if figure not in history[-1]:
         return None
-    line = min(history, key=lambda line: line[key])
+    line = min(history, key=lambda line: line[figure])
     figures = {kind: line[kind] for kind in ("test_error", "test_loss") if kind in line}
-    return {"selected_on": run.select_on, "epoch": line["epoch"], key.removeprefix(f"{name}_"): line[key], **figures}
+    return {"selected_on": run.select_on, "epoch": line["epoch"], figure.partition("_")[2]: line[figure], **figures}

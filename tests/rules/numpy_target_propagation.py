@@ -1,12 +1,31 @@
 """Target propagation in NumPy, float64, written from the equations: what tests compare the rules with.
 
 A layer is a list of triplets (input unit, output unit, entry of the kernel), so that dense layers, convolutions,
-locally connected layers and their transposes are one and the same thing: `y[o] = Σ x[i] kernel[k] + bias`.
+locally connected layers and their transposes are one and the same thing: `y[o] = Σ x[i] kernel[k] + bias`. The networks
+that the tests share, and how they compare, are here too.
 """
 
 import itertools
 
+import keras
 import numpy as np
+from keras import layers as L
+
+
+def dense(*units, activation="tanh"):
+    hidden = [L.Dense(n, activation, bias_initializer="normal") for n in units[1:-1]]
+    return keras.Sequential([keras.Input((units[0],)), *hidden, L.Dense(units[-1], bias_initializer="normal")])
+
+
+def convolutional():
+    layers = [L.Conv2D(3, 3, 2, "same", activation="tanh"), L.Conv2D(4, 2, 1, "valid", activation="tanh"), L.Flatten()]
+    return keras.Sequential([keras.Input((5, 6, 2)), *layers, L.Dense(5, "tanh"), L.Dense(3)])
+
+
+def assert_close(actual, expected, rtol=1e-9):
+    for a, e in zip(actual, expected, strict=True):
+        a, e = np.asarray(a), np.asarray(e)
+        np.testing.assert_allclose(a.reshape(e.shape), e, rtol=rtol, atol=rtol * max(np.abs(e).max(), 1e-12))
 
 
 def dense_triplets(inputs, outputs):

@@ -19,20 +19,11 @@ from tfbio.layers import LocallyConnected2D
 spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("numpy_target_propagation.py"))
 reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reference)
+dense, convolutional, assert_close = reference.dense, reference.convolutional, reference.assert_close
 
 FAMILY = ("tp", "dtp", "sdtp", "ao_sdtp", "ldrl")
 OWN = {"dtp": {"target_step": 0.3}, "ao_sdtp": {"auxiliary_units": 7}, "ldrl": {"target_step": 0.3}}
 RANDOM = np.random.default_rng(0)
-
-
-def dense(*units, activation="tanh"):
-    hidden = [L.Dense(n, activation, bias_initializer="normal") for n in units[1:-1]]
-    return keras.Sequential([keras.Input((units[0],)), *hidden, L.Dense(units[-1], bias_initializer="normal")])
-
-
-def convolutional():
-    layers = [L.Conv2D(3, 3, 2, "same", activation="tanh"), L.Conv2D(4, 2, 1, "valid", activation="tanh"), L.Flatten()]
-    return keras.Sequential([keras.Input((5, 6, 2)), *layers, L.Dense(5, "tanh"), L.Dense(3)])
 
 
 def locally_connected():
@@ -83,12 +74,6 @@ def batch(model, examples=6):
 
 def flat(x):
     return x.reshape(len(x), -1)
-
-
-def assert_close(actual, expected, rtol=1e-9):
-    for a, e in zip(actual, expected, strict=True):
-        a, e = np.asarray(a), np.asarray(e)
-        np.testing.assert_allclose(a.reshape(e.shape), e, rtol=rtol, atol=rtol * max(np.abs(e).max(), 1e-12))
 
 
 NETS = {

@@ -9,23 +9,13 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from pictures import write_pictures
 
 import tfbio
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
-
-
-def write_pictures(root: Path) -> None:
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 21), ("test", 5)):
-        for index in range(count):
-            path = root / split / "ab"[index % 2] / f"{index:02}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image = rng.integers(0, 256, (3, 4, 3)).repeat(6, 0).repeat(6, 1).astype(np.uint8)
-            path.write_bytes(tf.io.encode_jpeg(image).numpy())
-    (root / "train" / "b" / "13.jpg").write_bytes(b"\xff\xd8\xff broken")
 
 
 def train(folder, strategy, **options):
@@ -48,7 +38,8 @@ def train(folder, strategy, **options):
 
 
 def main(folder: Path) -> None:
-    write_pictures(folder)
+    write_pictures(folder, 21)
+    (folder / "train" / "b" / "13.jpg").write_bytes(b"\xff\xd8\xff broken")
     one = tf.distribute.get_strategy()
     two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     expected, figures = train(folder, one)

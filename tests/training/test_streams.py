@@ -2,8 +2,10 @@
 
 import functools
 import os
+import runpy
 import shutil
 import signal
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -18,13 +20,7 @@ from tfbio.training import Checkpoints, TrainingInterrupted
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 22), ("test", 5)):
-        for index in range(count):
-            path = root / split / "ab"[index % 2] / f"{index:02}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image = rng.integers(0, 256, (3, 4, 3)).repeat(6, 0).repeat(6, 1).astype(np.uint8)
-            path.write_bytes(tf.io.encode_jpeg(image).numpy())
+    runpy.run_path(str(Path(__file__).with_name("pictures.py")))["write_pictures"](root, 22)
     return root
 
 

@@ -120,7 +120,7 @@ class SignedRandom(Random):
 
 @register
 class Learned(Random):
-    """Backward weights that are drawn like `Random` ones and then learn, as the rule says (Kolen–Pollack).
+    """Backward weights that are drawn like `Random` ones and then learn, as the rule says (weight mirrors).
 
     Args:
         initializer, scale, seed: as in `Random`.

@@ -138,12 +138,12 @@ class LearnedInverses(LearningRule):
 
     def _activations(self, outputs: list[tf.Tensor]) -> list[tf.Tensor]:
         """$h_1, …, h_L$."""
-        *hidden, logits = outputs
-        return [*map(wide, hidden), wide(logits) if self.targets_logits else self.loss.predict(logits)]
+        return [self._activation(number, output) for number, output in enumerate(outputs)]
 
-    def _activation(self, number: int, outputs: tf.Tensor) -> tf.Tensor:
+    def _activation(self, number: int, output: tf.Tensor) -> tf.Tensor:
         """What $h$ is, for what stage `number` (from 0) puts out."""
-        return self._activations([outputs])[0] if number == len(self.stages) - 1 else wide(outputs)
+        predicts = number == len(self.stages) - 1 and not self.targets_logits
+        return self.loss.predict(output) if predicts else wide(output)
 
     def _examples(self, inputs: list[tf.Tensor], activations: list[tf.Tensor]) -> dict[int, tuple]:
         """What each inverse learns from: an input $h$ of what it inverts, and the image $u$ of that, as it takes it."""

@@ -11,7 +11,8 @@ With activations $h_l$, targets $t_l$ and inverses $g_l$, norms taken over the b
 
 The last two are about the condition of Lee et al. 2015 (arXiv:1412.7525): a stage must come closer to its target when
 the stage below has reached its own. Near $h_l$ it does if the eigenvalues of $(I - J_f J_g)^T (I - J_f J_g)$ are below
-1. At the output, $f_L$ includes the loss's `predict`.
+1. At the output, $f_L$ includes the loss's `predict`, but where targets are of logits. Inverses that learn by
+differences (`drl`, `ldrl`) are not made to reconstruct.
 """
 
 from collections.abc import Sequence

@@ -111,7 +111,7 @@ class TargetPropagation(LearnedInverses):
         return [(tf.stop_gradient(h), tf.stop_gradient(t)) for h, t in zip(activations, targets, strict=True)]
 
     def targets(self, x: tf.Tensor, y: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        """`(activation, target)` of each stage on a batch; the last one's activation is the prediction."""
+        """`(activation, target)` of each stage on a batch; the last activation is the prediction, or the logits."""
         with keras.StatelessScope(), tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             inputs, outputs = self._forward(tf.nest.map_structure(tf.convert_to_tensor, x), tape.watch)
         return self._targets(tape, inputs, outputs, y, example_weights(x, None))
