@@ -117,7 +117,7 @@ class SignSymmetric(FeedbackWeights):
         """Non-negative draws whose mean square is 1, a function of the seed and the key."""
         seed = key + tf.constant([(self.seed or 0) << 32, 0], tf.int64)
         if self.distribution == "uniform":
-            return tf.cast(math.sqrt(3.0) * stateless_uniform(shape, seed), dtype)
+            return tf.cast(stateless_uniform(shape, seed, math.sqrt(3.0)), dtype)
         return tf.cast(tf.abs(stateless_normal(shape, seed)), dtype)
 
     def _factor(self, kernel: tf.Tensor, feedback: tf.Tensor, fans: tuple[float, float]) -> tf.Tensor:
