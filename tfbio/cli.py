@@ -41,7 +41,10 @@ def _workdir() -> str:
 
 
 def _params() -> list[str]:
-    own = [f"load.data_dir={os.path.abspath(FLAGS.data_dir)!r}"] if FLAGS.data_dir else []
+    own = []
+    if FLAGS.data_dir:
+        data_dir = FLAGS.data_dir if "://" in FLAGS.data_dir else os.path.abspath(FLAGS.data_dir)
+        own = [f"load.data_dir={data_dir!r}"]
     return [*own, *FLAGS.gin_param]
 
 

@@ -9,13 +9,14 @@ Files are found by path, or by their name in the `gin/` folder that is installed
 
 import difflib
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gin
 import keras
+import tensorflow as tf
+from etils import epath
 
 from tfbio import data, feedback, losses, models, optimizers, rules
 from tfbio import run as runs
@@ -63,6 +64,13 @@ gin.config._FILE_READERS[:] = [
 ]
 
 
+def _is_file(path: str) -> bool:
+    return tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
+
+
+gin.config.register_file_reader(tf.io.gfile.GFile, _is_file)  # files in buckets
+
+
 def gin_folders() -> list[Path]:
     """Where gin files are looked for, in order: the current folder, then the installed tree."""
     package = Path(__file__).parent
@@ -100,7 +108,7 @@ def parse(files: Sequence[str], params: Sequence[str]) -> str:
 
 
 def _check_exists(file: str) -> None:
-    if any((folder / file).is_file() for folder in gin_folders()):
+    if _is_file(file) or any(_is_file(str(folder / file)) for folder in gin_folders()):
         return
     known = [str(path.relative_to(folder)) for folder in gin_folders()[1:] for path in folder.rglob("*.gin")]
     near = difflib.get_close_matches(file, known, n=4, cutoff=0.3)
@@ -138,7 +146,7 @@ def run_train(gin_files: Sequence[str], bindings: Sequence[str], workdir: str, q
     """
     asked = parse(gin_files, bindings)
     run = load_run()
-    folder = Path(workdir)
+    folder = epath.Path(workdir)
 
     def save() -> None:
         (folder / "config.gin").write_text(asked)
@@ -163,10 +171,11 @@ def run_export(workdir: str, params: Sequence[str], preprocessing: bool, best: b
 
 
 def _recorded_run(workdir: str, params: Sequence[str]) -> runs.Run:
-    file = os.path.abspath(os.path.join(workdir, "config.gin"))
-    if not os.path.isfile(file):
+    folder = epath.Path(workdir)
+    file = (folder if "://" in workdir else folder.resolve()) / "config.gin"  # not one of the gin tree
+    if not file.exists():
         raise runs.WorkdirError(f"{workdir} is no run directory: it has no config.gin. Train there first: tfbio train.")
-    parse([file], params)
+    parse([str(file)], params)
     return load_run()
 
 

@@ -8,10 +8,10 @@ request the preprocessing and the output activation are put around it, so that r
 come out.
 """
 
-from pathlib import Path
 from typing import Any
 
 import keras
+from etils.epath import Path
 
 from tfbio.layers import plain
 from tfbio.losses import Loss, MeanSquaredError, SigmoidCrossEntropy, SoftmaxCrossEntropy

@@ -10,15 +10,16 @@ A run directory holds `run.json` (what the run is), `metrics.jsonl` (a line an e
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from etils.epath import Path
 
 from tfbio import data, models, rules
 from tfbio import export as exporting
@@ -313,7 +314,9 @@ def _restored(workdir: str, run: Run, best: bool = False) -> _Assembly:
                 f"{folder} holds no best weights: nothing selected an epoch. Set validation examples aside and name "
                 "them in `evaluate_on`, or name select_on='test'."
             )
-        parts.trainer.model.load_weights(str(folder / _BEST))
+        with tempfile.TemporaryDirectory() as local:
+            weights = (folder / _BEST).copy(Path(local) / _BEST)  # Keras reads local files
+            parts.trainer.model.load_weights(str(weights))
     return parts
 
 

@@ -17,7 +17,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+
+from etils.epath import Path
 
 from tfbio.workers import Failure, Task, run_all
 

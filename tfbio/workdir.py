@@ -1,8 +1,14 @@
-"""The files of a work directory: written whole or not at all, and claimed by one run."""
+"""The files of a work directory: written whole or not at all, and claimed by one run.
+
+A directory is a path of `etils.epath`, here and wherever runs read or write: on this machine, or in a bucket (`gs://…`)
+through TensorFlow's file systems.
+"""
 
 import json
-from pathlib import Path
 from typing import Any
+
+import tensorflow as tf
+from etils.epath import Path
 
 __all__ = ["WorkdirError", "claim", "read_json", "write_json"]
 
@@ -24,9 +30,10 @@ def claim(folder: Path, description: dict[str, Any], write: bool = True) -> None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "run.json", description)
-        except OSError as error:
+        except (OSError, tf.errors.OpError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise WorkdirError(
-                f"The work directory {folder} can't be written ({error.strerror}). Choose another, or make it writable."
+                f"The work directory {folder} can't be written ({reason}). Choose another, or make it writable."
             ) from error
         return
     differences = [key for key in description if found.get(key) != description[key]]

@@ -15,13 +15,15 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
+
+from etils.epath import Path
 
 __all__ = ["Failure", "Task", "run_all"]
 
@@ -149,15 +151,22 @@ def _work(function: Callable, connection: Connection) -> None:
 def _output_to(path: Path):
     """Sends what is printed inside to a file: TensorFlow's messages too, which come from C++ and know no sys.stderr."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remote = "://" in str(path)  # nothing can be redirected there: what was printed goes there at the end
     _flush()
     saved = [(number, os.dup(number)) for number in (1, 2)]
     try:
-        with path.open("ab", buffering=0) as file:
+        with tempfile.TemporaryFile() if remote else path.open("ab") as file:
             for number, _ in saved:
                 os.dup2(file.fileno(), number)
-        yield
+            try:
+                yield
+            finally:
+                _flush()
+                if remote:
+                    file.seek(0)
+                    with path.open("ab") as log:
+                        log.write(file.read())
     finally:
-        _flush()
         for number, copy in saved:
             os.dup2(copy, number)
             os.close(copy)

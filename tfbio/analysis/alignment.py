@@ -25,12 +25,12 @@ A rule adds figures of its own by `LearningRule.diagnostics`; target propagation
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from etils.epath import Path
 
 from tfbio.rules import Backpropagation, LearningRule
 
@@ -146,7 +146,9 @@ class Alignment(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         if self._path is not None and self._path.exists():  # steps that are trained again after a restart
             lines = [line for line in _read(self._path) if line["step"] <= int(self._rule.step.numpy())]
-            self._path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            part = self._path.with_name(self._path.name + ".part")
+            part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            part.replace(self._path)  # a kill in between leaves the old file
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         step = int(self._rule.step.numpy())

@@ -19,11 +19,12 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+from etils.epath import Path
 
 from tfbio.analysis.alignment_curves import alignment_curves
 from tfbio.analysis.learning_curves import learning_curves
-from tfbio.analysis.runs import Estimate, Run, collect, estimate
+from tfbio.analysis.runs import Estimate, Run, collect, estimate, folder_name
 
 __all__ = ["Estimate", "Row", "Run", "collect", "csv", "estimate", "markdown", "report", "summarize"]
 
@@ -151,7 +152,7 @@ def report(directory: str | os.PathLike) -> str:
     directory = Path(directory)
     runs = collect(directory)
     rows = summarize(runs)
-    parts = [f"# {directory.resolve().name}\n", markdown(rows)]
+    parts = [f"# {folder_name(directory)}\n", markdown(rows)]
     if any(figure.half_width is not None for row in rows for figure in row.figures.values()):
         parts.append("Means over seeds ± half width of the 95 % interval (Student's t).\n")
     failed = [

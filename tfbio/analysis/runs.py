@@ -13,11 +13,11 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from etils.epath import Path
 from scipy.special import stdtrit
 
-__all__ = ["Estimate", "Run", "collect", "estimate", "read_result"]
+__all__ = ["Estimate", "Run", "collect", "estimate", "folder_name", "read_result"]
 
 _SEED_FOLDER = re.compile(r"seed(\d+)")
 
@@ -76,14 +76,13 @@ def collect(directory: str | os.PathLike) -> list[Run]:
     """
     root = Path(directory)
     folders, cells, order = [], {}, {}
-    for parent, below, files in os.walk(root):
-        below.sort()
+    for parent, _, files in sorted(root.walk()):
         if "study.json" in files:
-            for cell in _study_cells(Path(parent) / "study.json"):
-                cells[Path(parent) / cell["folder"]] = cell
+            for cell in _study_cells(parent / "study.json"):
+                cells[parent / cell["folder"]] = cell
                 order.setdefault(str(cell["labels"]), len(order))
         if {"metrics.jsonl", "result.json", "failure.txt"}.intersection(files):
-            folders.append(Path(parent))
+            folders.append(parent)
     if not folders:
         found = "holds none" if root.is_dir() else "does not exist"
         raise ValueError(
@@ -99,6 +98,11 @@ def collect(directory: str | os.PathLike) -> list[Run]:
         return rank, list(run.labels.values()), -1 if run.seed is None else run.seed, str(folder)
 
     return [run for _, run in sorted(runs, key=place)]
+
+
+def folder_name(folder: Path) -> str:
+    """The last part of a folder's path, of `.` and `..` too."""
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
 
 
 def estimate(values: Iterable[float]) -> Estimate:
@@ -138,7 +142,7 @@ def _read_run(root: Path, folder: Path, cell: dict | None) -> Run:
 
 def _name(root: Path, folder: Path) -> str:
     home = folder.parent if _SEED_FOLDER.fullmatch(folder.name) else folder
-    return home.resolve().name if home in (root, root.parent) else home.relative_to(root).as_posix()
+    return folder_name(home) if home in (root, root.parent) else home.relative_to(root).as_posix()
 
 
 def _tell_apart(root: Path, runs: list[tuple[Path, Run]]) -> list[tuple[Path, Run]]:
@@ -156,7 +160,7 @@ def _tell_apart(root: Path, runs: list[tuple[Path, Run]]) -> list[tuple[Path, Ru
 
 def _read_lines(path: Path) -> list[dict]:
     lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
+    for line in path.read_bytes().decode("utf-8", "replace").split("\n") if path.is_file() else ():
         try:
             lines.append(json.loads(line))
         except ValueError:  # the line a kill cut off; a resumed run writes on behind it

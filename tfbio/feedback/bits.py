@@ -34,7 +34,7 @@ def stateless_bits(shape: Sequence[int] | tf.Tensor, key: tf.Tensor) -> tf.Tenso
 
 
 def stateless_uniform(shape: Sequence[int] | tf.Tensor, key: tf.Tensor, upper: float = 1.0) -> tf.Tensor:
-    """Numbers that are uniform on (0, `upper`), float32, of 16 random bits each: two from an integer, for half its cost.
+    """Numbers that are uniform on (0, `upper`), float32, of 16 random bits each: two from one integer.
 
     Args:
         shape, key: as for `stateless_bits`.

@@ -6,14 +6,14 @@ so far, just as Keras calls them once each `steps_per_execution`.
 
 import json
 import math
-import os
 import sys
+import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
+from etils.epath import Path
 
 __all__ = ["BestWeights", "CallbackModel", "JsonLines", "Progress", "Replayed", "TensorBoardScalars"]
 
@@ -77,15 +77,17 @@ class BestWeights(keras.callbacks.Callback):
 
     def __init__(self, path: str, monitor: str, history: list[dict]):
         super().__init__()
-        self._path, self._monitor = path, monitor
+        self._path, self._monitor = Path(path), monitor
         self._smallest = min((line[monitor] for line in history), default=math.inf)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if logs[self._monitor] < self._smallest:
             self._smallest = logs[self._monitor]
-            part = f"{self._path.removesuffix('.weights.h5')}.part.weights.h5"
-            self.model.save_weights(part)
-            os.replace(part, self._path)
+            part = self._path.with_name(f"{self._path.name}.part")
+            with tempfile.TemporaryDirectory() as local:  # Keras writes local files
+                self.model.save_weights(f"{local}/best.weights.h5")
+                Path(f"{local}/best.weights.h5").copy(part, overwrite=True)
+            part.replace(self._path)
 
 
 class TensorBoardScalars(keras.callbacks.Callback):

@@ -8,13 +8,12 @@ of (seed, epoch), so the step also says which batch comes next.
 import logging
 import os
 import re
-import shutil
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from etils.epath import Path
 
 from tfbio.training.workers import Workers
 
@@ -95,7 +94,7 @@ class Checkpoints:
         whole = {path.name for path in self.paths()}
         for part in self.directory.glob("step-*") if chief else ():
             if part.is_dir():
-                shutil.rmtree(part, ignore_errors=True)
+                part.rmtree(missing_ok=True)
             elif part.name.partition(".")[0] not in whole:
                 part.unlink()
 
