@@ -38,7 +38,8 @@ def rule_of(file):
 
 
 COMPLETE = [file for file in FILES if file == "quickstart.gin" or (file[:5] == "runs/" and rule_of(file))]
-LARGE = [file for file in COMPLETE if "imagenet2012" in file or "cifar10/lc" in file]
+PHOTOGRAPHS = ("imagenet2012", "imagenette")
+LARGE = [file for file in COMPLETE if any(name in file for name in (*PHOTOGRAPHS, "cifar10/lc"))]
 
 
 def a_few():
@@ -64,10 +65,10 @@ def _nothing_is_kept():
 
 @pytest.fixture
 def tiny_data(monkeypatch, tmp_path):
-    """Replaces what is read from disk by six images of the same shape, ImageNet by two photographs."""
+    """Replaces what is read from disk by six images of the same shape, photographs by two."""
 
     def load(name, split, data_dir):
-        if name == "imagenet2012":
+        if name in PHOTOGRAPHS:
             for label in "ab":
                 (tmp_path / split / label).mkdir(parents=True)
                 keras.utils.save_img(tmp_path / split / label / "1.png", np.full((40, 50, 3), ord(label)), scale=False)
@@ -124,7 +125,11 @@ def test_every_other_run_is_built(file, tiny_data, monkeypatch):
     """The large ones for smaller images: the networks have a fraction of their weights then."""
     if file in LARGE:
         monkeypatch.setitem(SHAPES, "cifar10", (12, 12, 3))
-    params = ["train.jit_compile=False", "train.batch_size=2", *["SIZE = 64"] * ("imagenet2012" in file)]
+    params = [
+        "train.jit_compile=False",
+        "train.batch_size=2",
+        *["SIZE = 64"] * any(name in file for name in PHOTOGRAPHS),
+    ]
     config.parse([file], params)
     parts = runs._Assembly(config.load_run())
     is_as_called(file, parts.describe())

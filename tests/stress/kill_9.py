@@ -14,6 +14,7 @@ figures of all epochs must be the same numbers. Not in the default test run: 20 
 
 import argparse
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -137,6 +138,12 @@ def outcome(workdir: Path) -> tuple[dict, list]:
     return {name: reader.get_tensor(name).tobytes() for name in names}, [{**line, "seconds": 0} for line in lines]
 
 
+def differences(expected: tuple[dict, list], found: tuple[dict, list]) -> str:
+    names = [name for name in expected[0].keys() | found[0].keys() if expected[0].get(name) != found[0].get(name)]
+    lines = [f"{a}\n{b}" for a, b in itertools.zip_longest(expected[1], found[1]) if a != b]
+    return "\n".join([f"{len(names)} tensors", *names[:10], "epochs, expected and found:", *lines[:3]])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=20)
@@ -185,7 +192,7 @@ def main() -> None:
                 torn += half_written(workdir)
                 print(f"  {kills}: {len(victims)} of {workers} killed at step {newest(workdir)} or later", flush=True)
             if outcome(workdir) != expected:
-                sys.exit(f"run {runs} differs from the undisturbed one")
+                sys.exit(f"run {runs} differs from the undisturbed one:\n{differences(expected, outcome(workdir))}")
         print(
             f"{kills} kills in {runs} runs of {workers} workers, {torn} of them within the writing of a checkpoint: "
             f"all {len(expected[0])} tensors of every run's end, and its figures, are bit for bit the undisturbed run's"

@@ -7,19 +7,25 @@ from pathlib import Path
 import pytest
 
 
-def agree(script, argument):
-    command = [sys.executable, str(Path(__file__).with_name(script)), argument]
+def agree(script, *arguments):
+    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
     process = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert process.returncode == 0, process.stderr[-3000:]
     assert "replicas agree" in process.stdout
 
 
 @pytest.mark.parametrize(
-    "rule", ["bp", "fa", "dfa", "dfa_regenerated", "brsf", "kp", "wm", "dtp", "ao_sdtp", "ddtp", "ldrl"]
+    "rules",
+    ["bp usf", "fa frsf brsf", "kp wm drtp", "dfa dfa_shared dfa_regenerated", "tp dtp sdtp", "ao_sdtp ddtp", "ldrl"],
 )
-def test_two_replicas_equal_one(rule):
-    agree("replicas.py", rule)
+def test_two_replicas_equal_one(rules):
+    """Several rules a process, which takes as long to start as a rule takes."""
+    agree("replicas.py", *rules.split())
 
 
 def test_two_replicas_of_streamed_pictures_equal_one(tmp_path):
     agree("streamed_replicas.py", str(tmp_path))
+
+
+def test_figures_saved_in_the_middle_of_an_epoch_are_the_undisturbed_ones(tmp_path):
+    agree("replicated_averages.py", str(tmp_path))
