@@ -80,12 +80,12 @@ def test_what_a_device_lacks_is_seen(forbidden):
     assert operations(text) - {f"stablehlo.{name}" for name in OPERATIONS} - {"func.func"} or "tensor<?" in text
 
 
-DTYPES = {"f32": tf.float32, "i32": tf.int32, "i64": tf.int64}
+DTYPES = {"f32": tf.float32, "f64": tf.float64, "i32": tf.int32, "i64": tf.int64}
 
 
 def run(text, inputs):
     """What an exported program returns."""
-    types = re.findall(r"tensor<([0-9x]*?)(f32|i32|i64)>", re.search(r"@main\(.*?\) -> \((.*?)\) \{", text)[1])
+    types = re.findall(rf"tensor<([0-9x]*?)({'|'.join(DTYPES)})>", re.search(r"@main\(.*?\) -> \((.*?)\) \{", text)[1])
     shapes = [[int(size) for size in shape.split("x") if size] for shape, _ in types]
     dtypes = [DTYPES[name] for _, name in types]
     with tf.device("CPU"):

@@ -6,9 +6,9 @@ from tfbio.losses import Loss
 
 __all__ = ["Averages"]
 
-# What is added is a multiple of this. In 53 bits, sums of such numbers are exact up to 2³³, in whatever order and
+# What is added is a multiple of this. In 53 bits, sums of such numbers are exact up to 2²⁵, in whatever order and
 # groups they are taken: a checkpoint holds the sum over replicas, and goes back to them in equal shares.
-_RESOLUTION = 2.0**-20
+_RESOLUTION = 2.0**-28
 
 
 class Averages:
@@ -36,7 +36,7 @@ class Averages:
         if self._loss.classifies:
             columns.append(self._loss.mistakes(y, outputs))
         sums = [tf.reduce_sum(tf.cast(column, tf.float32) * importance) for column in columns]
-        self.sums.assign_add(_rounded(tf.cast(tf.stack([*sums, tf.reduce_sum(importance)]), tf.float64)))
+        self.sums.assign_add(tf.cast(_rounded(tf.stack([*sums, tf.reduce_sum(importance)])), tf.float64))
 
     def result(self) -> dict[str, float]:
         """The averages so far; NaN before the first example. A host read."""
