@@ -16,11 +16,20 @@ def agree(script, *arguments):
 
 @pytest.mark.parametrize(
     "rules",
-    ["bp usf", "fa frsf brsf", "kp wm drtp", "dfa dfa_shared dfa_regenerated", "tp dtp sdtp", "ao_sdtp ddtp", "ldrl"],
+    [
+        ["bp", "usf"],
+        ["fa", "frsf", "brsf"],
+        ["kp", "wm", "drtp"],
+        ["dfa", "dfa_shared", "dfa_regenerated"],
+        ["tp", "dtp", "sdtp"],
+        ["ao_sdtp", "ddtp"],
+        ["ldrl"],
+    ],
+    ids=" ".join,
 )
 def test_two_replicas_equal_one(rules):
     """Several rules a process, which takes as long to start as a rule takes."""
-    agree("replicas.py", *rules.split())
+    agree("replicas.py", *rules)
 
 
 def test_two_replicas_of_streamed_pictures_equal_one(tmp_path):
