@@ -11,7 +11,7 @@ import pytest
 
 import tfbio
 from tfbio import config
-from tfbio import run as runs
+from tfbio.assembly import Assembly
 
 TREE = Path(tfbio.__file__).parent.parent / "gin"
 FILES = sorted(str(path.relative_to(TREE)) for path in TREE.rglob("*.gin"))
@@ -116,7 +116,7 @@ def test_runs_take_a_step(file, tiny_data, tmp_path):
     assert result["labels"]["rule"] == (rule_of(file) or "FeedbackAlignment")
     # What was asked for, in full, can be parsed again and is the same run.
     config.parse([str(tmp_path / "config.gin")], [])
-    is_as_called(file, runs._Assembly(config.load_run()).describe())
+    is_as_called(file, Assembly(config.load_run()).describe())
     assert "train.epochs = 1" in (tmp_path / "operative_config.gin").read_text()
 
 
@@ -131,7 +131,7 @@ def test_every_other_run_is_built(file, tiny_data, monkeypatch):
         *["SIZE = 64"] * any(name in file for name in PHOTOGRAPHS),
     ]
     config.parse([file], params)
-    parts = runs._Assembly(config.load_run())
+    parts = Assembly(config.load_run())
     is_as_called(file, parts.describe())
     if file.endswith(("cifar10/lc/dtp_parallel.gin", "cifar10/lc/ao_sdtp_alternating.gin")):
         variables = [*parts.trainer.model.trainable_variables, *parts.trainer.rule.feedback_variables]

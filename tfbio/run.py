@@ -1,19 +1,17 @@
-"""One run: the place where data, model, rule, optimizer and strategy meet.
+"""One run in its directory: training, evaluation, export.
 
-A `Run` is its settings. `train` carries it out in a work directory and can be called again after any interruption;
-`evaluate` and `export` use what the directory holds. Nothing here knows of gin.
+A `Run` is its settings (`tfbio.assembly`). `train` carries it out in a work directory and can be called again after any
+interruption; `evaluate` and `export` use what the directory holds. Nothing here knows of gin.
 
 A run directory holds `run.json` (what the run is), `metrics.jsonl` (a line an epoch), `tensorboard/`, `checkpoints/`,
 `best.weights.h5` (where a split selects), `result.json` (once finished) and `export/` (once exported).
 """
 
-import json
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -21,155 +19,20 @@ import numpy as np
 import tensorflow as tf
 from etils.epath import Path
 
-from tfbio import data, models, rules
 from tfbio import export as exporting
 from tfbio.analysis.alignment import Alignment
-from tfbio.training import BestWeights, Checkpoints, JsonLines, Replayed, TensorBoardScalars, Trainer
-from tfbio.training.strategies import make_strategy
+from tfbio.assembly import Assembly, Run
+from tfbio.training import BestWeights, Checkpoints, JsonLines, Replayed, TensorBoardScalars
 from tfbio.workdir import WorkdirError, claim, read_json, write_json
 
 __all__ = ["Run", "WorkdirError", "evaluate", "export", "train"]
 
-_EVALUATION_BATCH = 512
 _BEST = "best.weights.h5"
-
-
-@dataclass
-class Run:
-    """The settings of a run.
-
-    Attributes:
-        load: the data set: called with `split`, `batch_size`, `seed` and `shuffle`, as `tfbio.data.load`.
-        model: the network: called with `input_shape` and `classes`, returns a plain Keras model with logits out.
-        rule: a `tfbio.rules` rule, name or config, or a function that makes one.
-        optimizer: for the model's variables: a name or config, or a function that makes one.
-        feedback_optimizer: for feedback variables that learn; None as for `Trainer`.
-        loss: a `tfbio.losses` loss, name or config.
-        epochs: passes over the training data, in all.
-        batch_size: examples in a global batch.
-        accumulation_steps: take every batch in so many parts, one after the other, where memory asks for it.
-        seed: of weights, feedback, the order of examples and augmentation.
-        strategy: `"one_device"`, `"mirrored"`, `"multi_worker"` or `"tpu"`: see `tfbio.training.strategies`.
-        tpu: which TPU the strategy "tpu" takes: a name, an address, "local", or "" for the environment's.
-        jit_compile: compile with XLA: True, False or "auto".
-        precision: Keras's dtype policy: "float32", "mixed_bfloat16" (TPUs, recent GPUs), "mixed_float16", "float64".
-        evaluate_on: splits to evaluate after every epoch, of "validation" and "test".
-        select_on: the split whose error chooses the best epoch, the weights of which are kept apart: "validation"
-            (used when there is one), or "test", which makes the figure optimistic; it is named so wherever it is shown.
-        patience: stop after so many epochs without a better loss on `select_on`; None trains all epochs.
-        alignment: measure after every epoch how far the rule is from backpropagation (`tfbio.analysis.alignment`).
-        alignment_steps: measure it after every so many steps too, into `alignment.jsonl`.
-        checkpoint_steps: save every so many steps; None saves by time alone, and at the end.
-        checkpoint_seconds: save whenever so many seconds have passed.
-        published: figures from a paper to show beside, `{"test_error": 0.0148, "source": "…"}`.
-        labels: what to call the parts of this run in tables; by default data set, network and rule.
-    """
-
-    load: Callable = data.load
-    model: Callable = models.fully_connected
-    rule: Any = "bp"
-    optimizer: Any = "adam"
-    feedback_optimizer: Any = None
-    loss: Any = "softmax_cross_entropy"
-    epochs: int = 10
-    batch_size: int = 64
-    accumulation_steps: int = 1
-    seed: int = 0
-    strategy: str = "one_device"
-    tpu: str = ""
-    jit_compile: bool | str = "auto"
-    precision: str = "float32"
-    evaluate_on: Sequence[str] = ("validation",)
-    select_on: str = "validation"
-    patience: int | None = None
-    alignment: bool = False
-    alignment_steps: int | None = None
-    checkpoint_steps: int | None = None
-    checkpoint_seconds: float = 300.0
-    published: dict[str, Any] | None = None
-    labels: dict[str, str] | None = None
-
-    def __post_init__(self):
-        if not isinstance(self.epochs, int) or self.epochs < 1:
-            raise ValueError(f"Invalid value for `epochs`: expected a positive int, received {self.epochs!r}.")
-        for name, value in {"evaluate_on": self.evaluate_on, "select_on": (self.select_on,)}.items():
-            if isinstance(value, str) or not set(value) <= {"validation", "test"}:
-                raise ValueError(
-                    f"Invalid value for `{name}`: expected splits of 'validation' and 'test', received {value!r}."
-                )
-
-
-class _Assembly:
-    """A run's parts, built: the splits it has, and the trainer."""
-
-    def __init__(self, run: Run):
-        self.run = run
-        strategy = make_strategy(run.strategy, run.tpu)  # first: several workers must meet before any of them computes
-        keras.config.set_dtype_policy(run.precision)
-        keras.utils.set_random_seed(run.seed)
-        self.train_data, self.info = run.load(split="train", batch_size=run.batch_size, seed=run.seed)
-        with strategy.scope():
-            model = run.model(input_shape=self.info.shape, classes=self.info.classes)
-            self.trainer = Trainer(
-                model,
-                _made(run.rule, rules.LearningRule),
-                _made(run.optimizer, keras.optimizers.Optimizer),
-                run.loss,
-                strategy=strategy,
-                jit_compile=run.jit_compile,
-                feedback_optimizer=_made(run.feedback_optimizer, keras.optimizers.Optimizer),
-                preprocessing=self.info.preprocessing,
-                accumulation_steps=run.accumulation_steps,
-            )
-
-    def split(self, name: str) -> Any:
-        """A split for evaluation: in order, as it is; None for a validation split that was not set aside."""
-        if name not in self.info.splits:
-            return None
-        plain = {"augmentation": None, "shuffle": False, "drop_remainder": False}
-        return self.run.load(split=name, batch_size=_EVALUATION_BATCH, seed=self.run.seed, **plain)[0]
-
-    def describe(self) -> dict[str, Any]:
-        """What makes this run what it is: another run may not go on in its directory."""
-        trainer = self.trainer
-        optimizers = {"optimizer": trainer.optimizer, "feedback_optimizer": trainer.feedback_optimizer}
-        optimizers = {name: keras.saving.serialize_keras_object(o) for name, o in optimizers.items() if o is not None}
-        description = {
-            "dataset": {"set": self.info.name, "examples": self.info.examples, "shape": list(self.info.shape)},
-            "preprocessing": self.info.preprocessing.get_config(),
-            "model": [[variable.name, list(variable.shape)] for variable in trainer.model.variables],
-            "rule": {"class_name": type(trainer.rule).__name__, **trainer.rule.get_config()},
-            **{name: {"class_name": o["class_name"], **o["config"]} for name, o in optimizers.items()},
-            "loss": type(trainer.loss).__name__,
-            "batch_size": self.run.batch_size,
-            "seed": self.run.seed,
-            "precision": self.run.precision,
-        }
-        return _nameless(json.loads(json.dumps(description, default=str)))
-
-    def labels(self) -> dict[str, str]:
-        if self.run.labels:
-            return dict(self.run.labels)
-        rule = type(self.trainer.rule).__name__
-        return {"dataset": self.info.name, "network": self.trainer.model.name, "rule": rule}
 
 
 def _prefix(split: str) -> str:
     """How the figures of a split begin, as Keras has it."""
     return "val" if split == "validation" else split
-
-
-def _nameless(config: Any) -> Any:
-    """Plain data without the names that Keras numbers by what else a process has made ("adam_5")."""
-    if isinstance(config, dict):
-        kept = {key: value for key, value in config.items() if key != "name" or not isinstance(value, str)}
-        return {key: _nameless(value) for key, value in kept.items()}
-    return [_nameless(entry) for entry in config] if isinstance(config, list) else config
-
-
-def _made(part: Any, kind: type) -> Any:
-    """`part`, or what it returns if it is a function (or class) that makes one."""
-    return part() if callable(part) and not isinstance(part, kind) else part
 
 
 def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], None] | None = None) -> dict[str, Any]:
@@ -192,7 +55,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     """
     started = time.monotonic()
     folder = Path(workdir)
-    parts = _Assembly(run)
+    parts = Assembly(run)
     trainer = parts.trainer
     chief = trainer.workers.chief
     quiet = quiet or not chief
@@ -300,11 +163,11 @@ def export(workdir: str, run: Run, preprocessing: bool = False, best: bool = Fal
     return exporting.export(model, str(Path(workdir) / "export"))
 
 
-def _restored(workdir: str, run: Run, best: bool = False) -> _Assembly:
+def _restored(workdir: str, run: Run, best: bool = False) -> Assembly:
     folder = Path(workdir)
     if not (folder / "run.json").exists():
         raise WorkdirError(f"{folder} is no run directory: it has no run.json. Train there first: tfbio train.")
-    parts = _Assembly(run)
+    parts = Assembly(run)
     claim(folder, parts.describe())
     if not parts.trainer.restore(Checkpoints(str(folder / "checkpoints"))):
         raise WorkdirError(f"{folder} holds no checkpoint yet. Go on training there first: tfbio train.")
@@ -332,7 +195,7 @@ def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.call
     return Replayed(callback, history)
 
 
-def _alignment(parts: _Assembly, path: str) -> Alignment | None:
+def _alignment(parts: Assembly, path: str) -> Alignment | None:
     if not (parts.run.alignment or parts.run.alignment_steps):
         return None
     x, y, *weights = next(iter(parts.split("train").take(1)))

@@ -61,7 +61,7 @@ def weights(workdir, rule, epochs):
     return [variable.numpy() for variable in (*trainer.model.variables, *trainer.rule.variables)]
 
 
-@pytest.mark.parametrize("rule", ["fa", "dfa streamed", "kp"])
+@pytest.mark.parametrize("rule", ["dtp", "dfa streamed", "kp"])  # tests/stress/two_workers.py has the others
 def test_two_workers_equal_one(rule, tmp_path):
     one, two = (finish(start(count, rule, tmp_path / str(count), 2)) for count in (1, 2))
     assert "epoch 2/2" in one[0] and "epoch 2/2" in two[0] and not two[1]  # the chief alone reports

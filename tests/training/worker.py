@@ -33,12 +33,19 @@ def model(input_shape, classes):
     return keras.Sequential([keras.Input(input_shape), *layers], name="small")
 
 
+def make(rule: str) -> tfbio.rules.LearningRule:
+    rule = tfbio.rules.get(rule)
+    if hasattr(rule, "_draw"):  # noise is each replica's own; here, a function of the example
+        rule._draw = lambda number, like, *_: tf.sin(5 * like)
+    return rule
+
+
 def run(rule: str, epochs: int, strategy: str) -> Run:
     rule, _, streamed = rule.partition(" ")
     return Run(
         load=functools.partial(load, augmentation="streamed") if streamed else load,
         model=model,
-        rule=rule,
+        rule=functools.partial(make, rule),
         optimizer=lambda: keras.optimizers.AdamW(1e-2),
         epochs=epochs,
         batch_size=8,
