@@ -1,11 +1,20 @@
 """The `Feedback` wrapper on every layer and option, against the layer's own gradients and hand-made chains."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers as L
 
 from tfbio.layers import Feedback
+
+spec = importlib.util.spec_from_file_location("checked", Path(__file__).with_name("checked.py"))
+checked = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(checked)
+normal, make, randomise = checked.normal, checked.make, checked.randomise
+gradients, assert_all_close = checked.gradients, checked.assert_all_close
 
 # name → (layer's class, arguments, input shape)
 CASES = {
@@ -120,37 +129,6 @@ COMPILED_CASES = {
     "conv2d groups": (L.Conv2D, {"filters": 4, "kernel_size": 3, "groups": 2, "activation": "tanh"}, (2, 6, 6, 6)),
     "depthwise2d channels first": (L.DepthwiseConv2D, {"kernel_size": 3, "activation": "relu", **FIRST}, (2, 3, 6, 6)),
 }
-
-
-def normal(shape, seed=0, dtype="float64"):
-    return tf.cast(np.random.default_rng(seed).normal(size=shape), dtype)
-
-
-def make(cls, arguments, shape, dtype="float64"):
-    """A built layer with random weights, biases included."""
-    layer = cls(**arguments, dtype=dtype)
-    layer.build(shape)
-    for number, variable in enumerate(layer.weights):
-        variable.assign(normal(variable.shape, 10 + number))
-    return layer
-
-
-def randomise(wrapper):
-    for number, (_, b) in enumerate(wrapper.pairs):
-        b.assign(normal(b.shape, 20 + number))
-
-
-def gradients(layer, x, dy, variables):
-    """`(outputs, [dx, dv…])` for the error `dy` at the outputs."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch([x, *(v.value for v in variables)])
-        y = layer(x)
-    return y, tape.gradient(y, [x, *(v.value for v in variables)], dy)
-
-
-def assert_all_close(actual, expected, rtol=1e-11):
-    for a, e in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(a, e, rtol=rtol, atol=rtol * np.abs(e).max())
 
 
 ALL = pytest.mark.parametrize("cls, arguments, shape", CASES.values(), ids=CASES)
