@@ -10,4 +10,4 @@ workers=$(cores)
 if [ "$workers" -gt 8 ]; then
     workers=8 # each takes about a gigabyte of memory
 fi
-exec "$python" -m pytest -n "$workers" "$@"
+exec "$python" -m pytest -n "$workers" --dist worksteal "$@"

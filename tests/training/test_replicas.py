@@ -19,8 +19,10 @@ def agree(script, *arguments):
     [
         ["bp", "usf"],
         ["fa", "frsf", "brsf"],
-        ["kp", "wm", "drtp"],
-        ["dfa", "dfa_shared", "dfa_regenerated"],
+        ["kp", "drtp"],
+        ["wm"],
+        ["dfa", "dfa_shared"],
+        ["dfa_regenerated"],
         ["tp", "dtp", "sdtp"],
         ["ao_sdtp", "ddtp"],
         ["ldrl"],
