@@ -33,7 +33,7 @@ setup(
         "importlib_resources>=6",  # tensorflow-datasets needs it on Python 3.10 and 3.11, and does not ask for it
         "numpy>=1.26",
         "scipy>=1.11",
-        "etils[epath]>=1.9",  # paths, gs:// among them; tensorflow-datasets has it, too
+        "etils[epath]>=1.7",  # paths, gs:// among them; tensorflow-datasets has it, too
         "gin-config>=0.5",
         "absl-py>=2",
         "scikit-learn>=1.3",

@@ -9,7 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras  # noqa: E402  (reads the log level when it is imported)
 import pytest  # noqa: E402
 
-import tfbio  # noqa: E402, F401
+import tfbio  # noqa: E402, F401  imported for the next line
 
 gc.freeze()  # what was imported stays: a collection need not go through it, a quarter of a second each time
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from absl import flags
 
+from tfbio.files import is_remote
+
 __all__ = ["main"]
 
 _USAGE = """tfbio: trains Keras models with learning rules other than backpropagation.
@@ -43,7 +45,7 @@ def _workdir() -> str:
 def _params() -> list[str]:
     own = []
     if FLAGS.data_dir:
-        data_dir = FLAGS.data_dir if "://" in FLAGS.data_dir else os.path.abspath(FLAGS.data_dir)
+        data_dir = FLAGS.data_dir if is_remote(FLAGS.data_dir) else os.path.abspath(FLAGS.data_dir)
         own = [f"load.data_dir={data_dir!r}"]
     return [*own, *FLAGS.gin_param]
 

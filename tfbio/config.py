@@ -21,6 +21,7 @@ from etils import epath
 from tfbio import data, feedback, losses, models, optimizers, rules
 from tfbio import run as runs
 from tfbio import study as studies
+from tfbio.files import is_remote
 
 __all__ = ["ConfigError", "load_run", "run_export", "run_evaluate", "run_study", "run_train", "train_cell"]
 
@@ -172,7 +173,7 @@ def run_export(workdir: str, params: Sequence[str], preprocessing: bool, best: b
 
 def _recorded_run(workdir: str, params: Sequence[str]) -> runs.Run:
     folder = epath.Path(workdir)
-    file = (folder if "://" in workdir else folder.resolve()) / "config.gin"  # not one of the gin tree
+    file = (folder if is_remote(workdir) else folder.resolve()) / "config.gin"  # not one of the gin tree
     if not file.exists():
         raise runs.WorkdirError(f"{workdir} is no run directory: it has no config.gin. Train there first: tfbio train.")
     parse([str(file)], params)

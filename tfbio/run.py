@@ -22,8 +22,9 @@ from etils.epath import Path
 from tfbio import export as exporting
 from tfbio.analysis.alignment import Alignment
 from tfbio.assembly import Assembly, Run
+from tfbio.files import read_lines, write_json
 from tfbio.training import BestWeights, Checkpoints, JsonLines, Replayed, TensorBoardScalars
-from tfbio.workdir import WorkdirError, claim, read_json, write_json
+from tfbio.workdir import WorkdirError, claim, read_json
 
 __all__ = ["Run", "WorkdirError", "evaluate", "export", "train"]
 
@@ -76,9 +77,9 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     held_out = {_prefix(name): parts.split(name) for name in run.evaluate_on}
     held_out = {name: split for name, split in held_out.items() if split is not None}
     measures = _alignment(parts, str(folder / "alignment.jsonl") if chief else os.devnull)
-    lines = str(folder / "metrics.jsonl")
-    before = [line for line in JsonLines.read(lines) if line["step"] <= step]  # later epochs are trained again
-    writers = [JsonLines(lines), TensorBoardScalars(str(folder / "tensorboard"))]
+    lines = folder / "metrics.jsonl"
+    before = [line for line in read_lines(lines) if line["step"] <= step]  # later epochs are trained again
+    writers = [JsonLines(str(lines)), TensorBoardScalars(str(folder / "tensorboard"))]
     figure = f"{_prefix(run.select_on)}_{'error' if trainer.loss.classifies else 'loss'}"
     if _prefix(run.select_on) in held_out:
         writers.insert(0, BestWeights(str(folder / _BEST), figure, before))
@@ -94,7 +95,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
         verbose=not quiet,
     )
 
-    history = JsonLines.read(lines)
+    history = read_lines(lines)
     final = {}
     for name in ("train", "validation", "test"):
         split = parts.split(name)

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 
 from etils.epath import Path
 
+from tfbio.files import write_json
 from tfbio.workers import Failure, Task, run_all
 
 __all__ = ["StudyFailure", "study"]
@@ -215,10 +216,7 @@ def _write_study(workdir: Path, cells: list[_Cell]) -> None:
                 "Choose another folder, or delete that cell's."
             )
     workdir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": 1, "cells": [asdict(cell) for cell in cells + kept]}, indent=1)
-    part = path.with_suffix(".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)  # whole or not at all
+    write_json(path, {"format": 1, "cells": [asdict(cell) for cell in cells + kept]})
 
 
 def _run_cells(workdir: Path, cells: list[_Cell], total: int, workers: int, run_cell: Callable) -> dict[str, str]:

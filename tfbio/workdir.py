@@ -1,8 +1,4 @@
-"""The files of a work directory: written whole or not at all, and claimed by one run.
-
-A directory is a path of `etils.epath`, here and wherever runs read or write: on this machine, or in a bucket (`gs://…`)
-through TensorFlow's file systems.
-"""
+"""A work directory: claimed by one run, whose files it holds."""
 
 import json
 from typing import Any
@@ -10,7 +6,9 @@ from typing import Any
 import tensorflow as tf
 from etils.epath import Path
 
-__all__ = ["WorkdirError", "claim", "read_json", "write_json"]
+from tfbio.files import write_json
+
+__all__ = ["WorkdirError", "claim", "read_json"]
 
 
 class WorkdirError(RuntimeError):
@@ -57,10 +55,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise WorkdirError(
             f"{path} was not written by tfbio, or is damaged ({error}). Choose another work directory, or delete it."
         ) from error
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes whole files only: a kill, or a full disk, in the middle leaves the old one."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)

@@ -25,6 +25,8 @@ from multiprocessing.connection import Connection, wait
 
 from etils.epath import Path
 
+from tfbio.files import is_remote
+
 __all__ = ["Failure", "Task", "run_all"]
 
 _GRACE = 60.0  # seconds a worker has for its checkpoint when all are stopped
@@ -151,7 +153,7 @@ def _work(function: Callable, connection: Connection) -> None:
 def _output_to(path: Path):
     """Sends what is printed inside to a file: TensorFlow's messages too, which come from C++ and know no sys.stderr."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    remote = "://" in str(path)  # nothing can be redirected there: what was printed goes there at the end
+    remote = is_remote(path)  # nothing can be redirected there: what was printed goes there at the end
     _flush()
     saved = [(number, os.dup(number)) for number in (1, 2)]
     try:

@@ -13,7 +13,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras  # noqa: E402
+import keras  # noqa: E402  TensorFlow reads the log level when it is imported
 import numpy as np  # noqa: E402
 
 import tfbio  # noqa: E402

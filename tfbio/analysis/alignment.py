@@ -23,7 +23,6 @@ A rule adds figures of its own by `LearningRule.diagnostics`; target propagation
 `tfbio.rules.target_diagnostics`.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +31,7 @@ import numpy as np
 import tensorflow as tf
 from etils.epath import Path
 
+from tfbio.files import append_line, keep_lines
 from tfbio.rules import Backpropagation, LearningRule
 
 __all__ = ["Alignment", "alignment", "angle"]
@@ -144,31 +144,17 @@ class Alignment(keras.callbacks.Callback):
         return figures | {name: float(value) for name, value in zip(self._own, own, strict=True)}
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        if self._path is not None and self._path.exists():  # steps that are trained again after a restart
-            lines = [line for line in _read(self._path) if line["step"] <= int(self._rule.step.numpy())]
-            part = self._path.with_name(self._path.name + ".part")
-            part.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            part.replace(self._path)  # a kill in between leaves the old file
+        if self._path is not None:  # steps that are trained again after a restart
+            keep_lines(self._path, lambda line: line["step"] <= int(self._rule.step.numpy()))
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         step = int(self._rule.step.numpy())
         if self.every_steps is not None and step % self.every_steps == 0:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, **self.measure()}) + "\n")
+            append_line(self._path, {"step": step, **self.measure()})
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if logs is not None:
             logs.update(self.measure())
-
-
-def _read(path: Path) -> list[dict]:
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:  # cut short by a kill
-            break
-    return lines
 
 
 def alignment(rule: LearningRule, x: Any, y: Any) -> dict[str, float]:

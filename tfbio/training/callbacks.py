@@ -4,7 +4,6 @@ Epoch hooks are called every epoch; batch hooks once a loop, that is once each `
 so far, just as Keras calls them once each `steps_per_execution`.
 """
 
-import json
 import math
 import sys
 import tempfile
@@ -14,6 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 from etils.epath import Path
+
+from tfbio.files import append_line, keep_lines
 
 __all__ = ["BestWeights", "CallbackModel", "JsonLines", "Progress", "Replayed", "TensorBoardScalars"]
 
@@ -45,25 +46,8 @@ class JsonLines(keras.callbacks.Callback):
         self._path = Path(path)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        lines = [line for line in self.read(str(self._path)) if line["epoch"] <= epoch]
-        kept = "".join(json.dumps(line) + "\n" for line in lines)
-        if not self._path.exists() or self._path.read_text() != kept:
-            part = self._path.with_name(self._path.name + ".part")
-            part.write_text(kept)
-            part.replace(self._path)
-        with self._path.open("a") as file:
-            file.write(json.dumps({"epoch": epoch + 1, **_figures(logs)}) + "\n")
-
-    @staticmethod
-    def read(path: str) -> list[dict]:
-        """All whole lines of the file, as dictionaries; a line cut short by a kill is left out."""
-        lines = []
-        for text in Path(path).read_text().splitlines() if Path(path).exists() else []:
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-        return lines
+        keep_lines(self._path, lambda line: line["epoch"] <= epoch)
+        append_line(self._path, {"epoch": epoch + 1, **_figures(logs)})
 
 
 class BestWeights(keras.callbacks.Callback):

@@ -5,6 +5,7 @@ running averages of the current epoch, the random state of the model's own layer
 of (seed, epoch), so the step also says which batch comes next.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -94,7 +95,8 @@ class Checkpoints:
         whole = {path.name for path in self.paths()}
         for part in self.directory.glob("step-*") if chief else ():
             if part.is_dir():
-                part.rmtree(missing_ok=True)
+                with contextlib.suppress(OSError, tf.errors.OpError):  # why it can't be written is said already
+                    part.rmtree()
             elif part.name.partition(".")[0] not in whole:
                 part.unlink()
 

@@ -1,0 +1,54 @@
+"""Files of runs: written whole or not at all, or line by line; in a folder or, by `etils.epath`, in a bucket."""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from etils.epath import Path
+
+__all__ = ["append_line", "is_remote", "keep_lines", "read_lines", "write_json", "write_whole"]
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether a path names a file system (`gs://…`): there is no folder that it is relative to."""
+    return "://" in os.fspath(path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes whole files only: a kill, or a full disk, in the middle leaves the old one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON object, whole."""
+    write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_lines(path: Path) -> list[dict]:
+    """All whole lines of a file of JSON objects, none if there is no file; a line cut short by a kill is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Adds a JSON object to a file of lines."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def keep_lines(path: Path, keep: Callable[[dict], bool]) -> None:
+    """Drops the other lines, and a last one that was cut short. A file that needs no change is not touched.
+
+    That is what makes `os.devnull` a file like any other here: it must never be replaced.
+    """
+    kept = "".join(json.dumps(line) + "\n" for line in read_lines(path) if keep(line))
+    if path.exists() and path.read_text() != kept:
+        write_whole(path, kept)
