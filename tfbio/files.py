@@ -30,12 +30,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def read_lines(path: Path) -> list[dict]:
     """All whole lines of a file of JSON objects, none if there is no file; a line cut short by a kill is left out."""
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_bytes().decode("utf-8", "replace").split("\n") if path.exists() else []:
         try:
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+        except ValueError:
+            continue
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:

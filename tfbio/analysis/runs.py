@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from etils.epath import Path
 from scipy.special import stdtrit
 
+from tfbio.files import read_lines
+
 __all__ = ["Estimate", "Run", "collect", "estimate", "folder_name", "read_result"]
 
 _SEED_FOLDER = re.compile(r"seed(\d+)")
@@ -135,8 +137,8 @@ def _read_run(root: Path, folder: Path, cell: dict | None) -> Run:
         labels=labels,
         seed=seed,
         result=result,
-        metrics=_read_lines(folder / "metrics.jsonl"),
-        failure=failure.read_text(encoding="utf-8").strip() if failure.is_file() else None,
+        metrics=read_lines(folder / "metrics.jsonl"),
+        failure=failure.read_text(encoding="utf-8").strip() if failure.exists() else None,
     )
 
 
@@ -156,16 +158,6 @@ def _tell_apart(root: Path, runs: list[tuple[Path, Run]]) -> list[tuple[Path, Ru
         (folder, replace(run, labels=run.labels | {"run": _name(root, folder)}) if str(run.labels) in twice else run)
         for folder, run in runs
     ]
-
-
-def _read_lines(path: Path) -> list[dict]:
-    lines = []
-    for line in path.read_bytes().decode("utf-8", "replace").split("\n") if path.is_file() else ():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:  # the line a kill cut off; a resumed run writes on behind it
-            continue
-    return [line for line in lines if isinstance(line, dict)]
 
 
 def _study_cells(path: Path) -> list[dict]:
