@@ -8,6 +8,7 @@ from these files to 224 x 224 batches but for the first, in the middle of an epo
 
 * `bare`: `decode_and_crop_jpeg` and a bilinear resize to float32, bytes and windows ready in memory, nothing else;
 * `stream`: `tfbio.data`: reading, shuffling, random resized crop, flip, uint8, batches;
+* `one of 8 workers`: the same on a worker that decodes every eighth part of batches eight times as large;
 * `decode then crop`: the same pipeline in plain `tf.data` with the whole picture decoded before it is cropped;
 * `fast decoding`: `bare` with `INTEGER_FAST` and without fancy upscaling; how far its pixels are off is printed too.
 
@@ -150,7 +151,8 @@ def main() -> None:
         source = write_records(photos, folder, examples, files=16)
         epochs = iter(range(10**9))
         stream = functools.partial(Streaming, source, augmentation="flip_random_resized_crop")
-        timed = stream(size, (SIZE, SIZE, 3))
+        timed, large = (stream(count, (SIZE, SIZE, 3)) for count in (size, 8 * size))
+        worker = tf.distribute.InputContext(num_input_pipelines=8, input_pipeline_id=3, num_replicas_in_sync=8)
         loops = [
             tf.function(functools.partial(bare, encoded, parts, **options))
             for options in ({}, {"fancy_upscaling": False, "dct_method": "INTEGER_FAST"})
@@ -158,6 +160,7 @@ def main() -> None:
         contenders = {
             "bare": loops[0],
             "stream": Turns(lambda: timed.batches(next(epochs)), arguments.batches),
+            "one of 8 workers": Turns(lambda: large.batches(next(epochs), 0, worker), arguments.batches),
             "decode then crop": Turns(lambda: plain(source, examples, size), arguments.batches),
             "fast decoding": loops[1],
         }

@@ -199,8 +199,7 @@ def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.call
 def _alignment(parts: Assembly, path: str) -> Alignment | None:
     if not (parts.run.alignment or parts.run.alignment_steps):
         return None
-    x, y, *weights = next(iter(parts.split("train").take(1)))
-    x, y = (x[weights[0] > 0], y[weights[0] > 0]) if weights else (x, y)  # without what only fills the batch
+    x, y = parts.trainer.example(parts.split("train"))
     trainer, every = parts.trainer, parts.run.alignment_steps
     return Alignment(trainer.rule, trainer.preprocessing(x), y, trainer.strategy, every, path if every else None)
 

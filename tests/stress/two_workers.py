@@ -15,7 +15,7 @@ from pathlib import Path
 os.environ.update({"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"})
 
 RULES = ["bp", "fa", "usf", "brsf", "frsf", "kp", "wm", "dfa", "dfa_shared", "dfa_regenerated", "dfa_broadcast", "drtp"]
-RULES += ["tp", "dtp", "sdtp", "ao_sdtp", "ddtp", "ldrl", "fa streamed", "dfa streamed"]
+RULES += ["tp", "dtp", "sdtp", "ao_sdtp", "ddtp", "ldrl", "fa streamed", "dfa streamed", "fa pictures"]
 
 
 def main() -> None:

@@ -93,17 +93,24 @@ def test_a_skipped_picture_counts_for_nothing(folder, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("phase", ["train", "test"])
+@pytest.mark.parametrize("phase", ["train", "test", "example"])
 def test_a_picture_that_cannot_be_decoded_is_named(folder, tmp_path, phase):
     shutil.copytree(folder, tmp_path / "copy")
-    bad = tmp_path / "copy" / phase / "b" / "03.jpg"
+    bad = tmp_path / "copy" / ("train" if phase == "train" else "test") / "b" / "03.jpg"
     bad.write_bytes(b"\xff\xd8\xff broken")
     trainer = make(1)
     with pytest.raises(ValueError, match=f"{bad}.*corrupt='skip'"):
         if phase == "train":
             trainer.fit(data(tmp_path / "copy"), epochs=1, verbose=False)
-        else:
+        elif phase == "test":
             trainer.evaluate(data(tmp_path / "copy", "test", 2))
+        else:
+            trainer.example(data(tmp_path / "copy", "test", 5))
+
+
+def test_an_example_leaves_out_what_fills_up(folder):
+    x, y = make(1).example(data(folder, "test", 8))
+    assert len(x) == len(y) == 5
 
 
 def test_a_run_on_a_folder(folder, tmp_path):

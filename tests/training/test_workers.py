@@ -19,6 +19,7 @@ from tfbio.training.strategies import make_strategy, slurm_cluster
 
 SCRIPT = Path(__file__).with_name("worker.py")
 run = runpy.run_path(str(SCRIPT))["run"]
+write_pictures = runpy.run_path(str(SCRIPT.with_name("pictures.py")))["write_pictures"]
 
 
 def start(count, rule, workdir, epochs):
@@ -61,8 +62,11 @@ def weights(workdir, rule, epochs):
     return [variable.numpy() for variable in (*trainer.model.variables, *trainer.rule.variables)]
 
 
-@pytest.mark.parametrize("rule", ["dtp", "dfa streamed", "kp"])  # tests/stress/two_workers.py has the others
+@pytest.mark.parametrize("rule", ["dtp", "dfa streamed", "kp pictures"])  # tests/stress/two_workers.py has the others
 def test_two_workers_equal_one(rule, tmp_path):
+    if rule.endswith("pictures"):
+        write_pictures(tmp_path / "pictures", 25, 7)  # three batches of 8, and one picture for the first worker
+        rule = rule.replace("pictures", f"image_folder:{tmp_path / 'pictures'}")
     one, two = (finish(start(count, rule, tmp_path / str(count), 2)) for count in (1, 2))
     assert "epoch 2/2" in one[0] and "epoch 2/2" in two[0] and not two[1]  # the chief alone reports
     for a, b in zip(*(weights(tmp_path / count, rule, 2) for count in "12"), strict=True):

@@ -41,9 +41,13 @@ def make(rule: str) -> tfbio.rules.LearningRule:
 
 
 def run(rule: str, epochs: int, strategy: str) -> Run:
-    rule, _, streamed = rule.partition(" ")
+    rule, _, data = rule.partition(" ")
+    if data.startswith("image_folder:"):
+        source = functools.partial(tfbio.data.load, data, size=6, augmentation="flip_random_resized_crop")
+    else:
+        source = functools.partial(load, augmentation="streamed") if data == "streamed" else load
     return Run(
-        load=functools.partial(load, augmentation="streamed") if streamed else load,
+        load=source,
         model=model,
         rule=functools.partial(make, rule),
         optimizer=lambda: keras.optimizers.AdamW(1e-2),

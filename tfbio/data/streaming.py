@@ -18,6 +18,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfbio.data import decoding, randomness
+from tfbio.data.shares import Share
 
 __all__ = ["Streaming", "stream_of"]
 
@@ -82,29 +83,40 @@ class Streaming:
         self._source, self._seed, self._shuffle = source, seed, shuffle
         self._decoding = (shape, resizing, augmentation)
         self._corrupt = corrupt
-        self._lacking = 0 if shuffle or drop_remainder else -self.examples % batch_size
-        self._drop_remainder = drop_remainder or (self.examples + self._lacking) % batch_size == 0
+        self._filling = 0 if shuffle or drop_remainder else -self.examples % batch_size
+        over = 0 if drop_remainder else (self.examples + self._filling) % batch_size
+        self._last = over or batch_size  # rows of an epoch's last batch
 
-    def batches(self, epoch: int | tf.Tensor, first: int | tf.Tensor = 0) -> tf.data.Dataset:
-        """The batches of an epoch from the `first`-th on.
+    def batches(
+        self,
+        epoch: int | tf.Tensor,
+        first: int | tf.Tensor = 0,
+        context: tf.distribute.InputContext | None = None,
+    ) -> tf.data.Dataset:
+        """The batches of an epoch from the `first`-th on, or one worker's share of them.
 
         Args:
             epoch: the epoch, from 0; an integer or an integer scalar tensor.
             first: batches to leave out at the beginning.
+            context: which worker asks, as `tf.distribute.Strategy.distribute_datasets_from_function` says it. Of a
+                batch it then gets a part for each of its replicas, one after the other, and decodes nothing else.
 
         Returns:
             a dataset of (uint8 images of shape `(batch, height, width, channels)`, int32 labels, float32 weights).
         """
-        batches = self._examples(epoch, first)
-        if self._lacking:
-            batches = batches.concatenate(self._blank().repeat(self._lacking))
-        batches = batches.batch(self.batch_size, self._drop_remainder)
+        share = Share.of(context, self.batch_size) if context else Share(self.batch_size)
+        count = self.steps_per_epoch - first
+        examples = self._examples(epoch, first, share)
+        if self._filling:
+            lacking = share.count(self.batch_size) - share.count(self.batch_size - self._filling)
+            examples = examples.concatenate(self._blank().repeat(lacking))
+        batches = share.batches(examples, count, self._last)
         if self._corrupt == "skip":
-            batches = batches.enumerate(tf.cast(first, tf.int64)).map(
-                lambda index, batch: self._reported(epoch, index, *batch)
+            batches = batches.enumerate(tf.cast(first, tf.int64) * share.parts).map(
+                lambda index, batch: self._reported(epoch, share, index, *batch)
             )
-        batches = batches.apply(tf.data.experimental.assert_cardinality(self.steps_per_epoch - first))
-        return batches.prefetch(2).with_options(_options())
+        batches = batches.apply(tf.data.experimental.assert_cardinality(count * share.parts))
+        return batches.prefetch(2 * share.parts).with_options(_options())
 
     def faults(self, epoch: int, first: int = 0, count: int | None = None) -> list[str]:
         """Where the pictures are that can't be decoded; decodes them all to find out.
@@ -162,10 +174,11 @@ class Streaming:
 
         return decode
 
-    def _examples(self, epoch: int | tf.Tensor, first: int | tf.Tensor) -> tf.data.Dataset:
-        """The examples of an epoch's batches, those that can't be decoded replaced at their batch's end."""
+    def _examples(self, epoch: int | tf.Tensor, first: int | tf.Tensor, share: Share) -> tf.data.Dataset:
+        """The share's examples of an epoch's batches, those that can't be decoded replaced at their batch's end."""
         with tf.device("CPU:0"):
             records, decode = self._records(epoch, first), self._decoder(epoch)
+        records = share.records(records.take((self.steps_per_epoch - first) * self.batch_size))
         workers = cores()
         if self._corrupt == "raise":
             return records.map(decode, num_parallel_calls=workers, deterministic=True)
@@ -175,8 +188,9 @@ class Streaming:
             return examples.ignore_errors().concatenate(self._blank().repeat()).take(tf.shape(batch[0], tf.int64)[0])
 
         # Two batches under way, one after the other: while the first ends the second begins.
-        return records.batch(self.batch_size).interleave(
-            sound, cycle_length=2, block_length=self.batch_size, num_parallel_calls=2, deterministic=True
+        rows = max(share.count(self.batch_size), 1)
+        return records.batch(rows).interleave(
+            sound, cycle_length=2, block_length=rows, num_parallel_calls=2, deterministic=True
         )
 
     def _blank(self) -> tf.data.Dataset:
@@ -184,11 +198,16 @@ class Streaming:
         shape = self._decoding[0]
         return tf.data.Dataset.from_tensors((tf.zeros(shape, tf.uint8), tf.zeros([], tf.int32), tf.zeros([])))
 
-    def _reported(self, epoch: Any, index: tf.Tensor, images: Any, labels: Any, weights: tf.Tensor) -> tuple:
-        """The batch, after word of what it lacks."""
-        expected = tf.minimum(self.batch_size, self.examples - tf.cast(index, tf.int32) * self.batch_size)
+    def _reported(
+        self, epoch: Any, share: Share, index: tf.Tensor, images: Any, labels: Any, weights: tf.Tensor
+    ) -> tuple:
+        """The part of a batch, after word of what it lacks."""
+        batch = index // share.parts
+        begin, end = share.bounds(index % share.parts, 1)
+        examples = tf.minimum(self.examples - batch * self.batch_size, self.batch_size)
+        expected = tf.maximum(tf.minimum(examples, end) - begin, 0)
         complete = tf.reduce_sum(weights) >= tf.cast(expected, tf.float32)
-        arguments = [tf.cast(epoch, tf.int64), index]
+        arguments = [tf.cast(epoch, tf.int64), batch]
         said = tf.cond(complete, lambda: True, lambda: tf.numpy_function(self._report, arguments, tf.bool))
         with tf.control_dependencies([said]):
             return tf.identity(images), labels, weights

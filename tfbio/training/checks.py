@@ -1,6 +1,7 @@
 """What can go wrong, said in one sentence."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 from tfbio.losses import Loss
 
-__all__ = ["DATA_ERRORS", "NonFiniteLoss", "check_batch", "check_no_collectives", "check_scope", "explain"]
+__all__ = ["NonFiniteLoss", "check_batch", "check_no_collectives", "check_scope", "explained"]
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -93,7 +94,7 @@ def check_batch(model: keras.Model, loss: Loss, x: Any, y: Any, prepare: Callabl
 
 
 #: Errors that data can cause.
-DATA_ERRORS = (
+_DATA_ERRORS = (
     tf.errors.InvalidArgumentError,
     tf.errors.OutOfRangeError,
     tf.errors.DataLossError,
@@ -101,26 +102,29 @@ DATA_ERRORS = (
 )
 
 
-def explain(error: tf.errors.OpError, phase: str, faults: Callable[[], list[str]]) -> Exception:
-    """The error to raise for a failed loop: a sentence if the data are why, else the error itself.
+@contextlib.contextmanager
+def explained(phase: str, faults: Callable[[], list[str]]) -> Iterator[None]:
+    """Turns TensorFlow's errors into a sentence if data that can't be read are why.
 
     Args:
-        error: one of `DATA_ERRORS`.
-        phase: what went on.
+        phase: what goes on.
         faults: finds out which examples can't be read.
     """
-    if isinstance(error, tf.errors.OutOfRangeError):
-        return ValueError(
+    try:
+        yield
+    except tf.errors.OutOfRangeError as error:
+        raise ValueError(
             f"Invalid value for the data: it ended in the middle of {phase}. Pass fewer `steps_per_epoch`, or a data "
             "set whose cardinality is right."
-        )
-    try:
-        places = faults()
-    except DATA_ERRORS:  # not one example, but a whole file of them
-        places = []
-    if places:
-        return ValueError(
+        ) from error
+    except _DATA_ERRORS as error:
+        try:
+            places = faults()
+        except _DATA_ERRORS:  # not one example, but a whole file of them
+            places = []
+        if not places:
+            raise
+        raise ValueError(
             f"Invalid value for the data: expected pictures that can be decoded, received {places[0]}. Replace it, or "
             "leave such pictures out with `corrupt='skip'` of tfbio.data.load."
-        )
-    return error
+        ) from error

@@ -59,9 +59,10 @@ class StreamFeed:
 
     Args:
         source: a data set, or a function from the epoch (0, 1, …) to one. Streams of `tfbio.data` are entered at any
-            batch at the cost of their indices or raw records. A plain data set is iterated once an epoch;
-            to enter an epoch in its middle it is skipped forward, which repeats the same examples only if it yields
-            them in the same order every time. Shuffled streams are passed as a function, seeded by the epoch.
+            batch at the cost of their indices or raw records, and each worker decodes its own share. A plain data set
+            is iterated once an epoch, by every worker in whole; to enter an epoch in its middle it is skipped forward,
+            which repeats the same examples only if it yields them in the same order every time. Shuffled streams are
+            passed as a function, seeded by the epoch.
         strategy: global batches are split over its replicas.
         steps_per_epoch: needed for an endless data set; others are counted, once, by reading them if they must be.
 
@@ -94,11 +95,18 @@ class StreamFeed:
 
     def open(self, epoch: int, first: int) -> Any:
         """The handle for the epoch's loop: an iterator that stands before batch `first`."""
+        if self._stream:
+
+            def own(context: tf.distribute.InputContext) -> tf.data.Dataset:
+                return self._stream.batches(epoch, first, context)
+
+            return iter(self._strategy.distribute_datasets_from_function(own))
         position = epoch * self.steps_per_epoch + first
         if not (self._endless and self._at == position):
             dataset = self._source(epoch, position if self._endless else first)
             options = tf.data.Options()
-            # Each worker takes its part of every batch, and not batches of its own from a part of the files.
+            # Each worker takes its part of every batch, and not batches of its own from a part of the files: order is
+            # the user's, and nothing is known of where it comes from.
             options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
             dataset = dataset.with_options(options)
             self._iterator = iter(self._strategy.experimental_distribute_dataset(dataset))
@@ -116,7 +124,7 @@ class StreamFeed:
         return x, y, tf.math.divide_no_nan(importance, total), importance
 
     def example(self) -> tuple:
-        """The first batch, eagerly.
+        """The first batch `(x, y)`, eagerly, without examples of weight 0, which may only fill it up.
 
         Raises:
             ValueError: elements are not `(x, y)` or `(x, y, sample_weight)`.
@@ -127,7 +135,10 @@ class StreamFeed:
                 "Invalid value for the data: expected batches (x, y) or (x, y, sample_weight), received elements of "
                 f"structure {self._first.element_spec}."
             )
-        return element[0], element[1]
+        x, y, *weights = element
+        if not weights:
+            return x, y
+        return tf.nest.map_structure(lambda part: tf.boolean_mask(part, weights[0] > 0), (x, y))
 
     def faults(self, epoch: int, first: int, count: int | None) -> list[str]:
         """Where the examples of `count` batches (None: of all) are that can't be read, as far as that can be known."""

@@ -18,12 +18,11 @@ from tfbio.training.averages import Averages
 from tfbio.training.callbacks import CallbackModel, Progress
 from tfbio.training.checkpoints import Checkpoints
 from tfbio.training.checks import (
-    DATA_ERRORS,
     NonFiniteLoss,
     check_batch,
     check_no_collectives,
     check_scope,
-    explain,
+    explained,
 )
 from tfbio.training.feeds import make_feed
 from tfbio.training.interrupts import TrainingInterrupted, delayed_interrupts
@@ -136,13 +135,17 @@ class Trainer:
         """The feed for `data`, the same one each time, so that its loop is traced once."""
         if id(data) not in self._feeds:
             feed = make_feed(data, self.strategy, steps)
-            try:
-                example = feed.example()
-            except DATA_ERRORS as error:
-                raise explain(error, "the first batch", functools.partial(feed.faults, 0, 0, 1)) from error
-            check_batch(self.model, self.loss, *example, self._loops.prepare)
+            check_batch(self.model, self.loss, *_example(feed), self._loops.prepare)
             self._feeds[id(data)] = (feed, data)  # holding `data` keeps its id its own
         return self._feeds[id(data)][0]
+
+    def example(self, data: Any) -> tuple:
+        """The first batch `(x, y)` of a data set, without what only fills it up.
+
+        Raises:
+            ValueError: it can't be read or does not fit the model.
+        """
+        return _example(self._feed(data, None))
 
     @property
     def state(self) -> tf.train.Checkpoint:
@@ -238,10 +241,8 @@ class Trainer:
             (count,) = self.workers.agree(count)
             hooks.on_train_batch_begin(first)
             started = time.monotonic()
-            try:
+            with explained("training", functools.partial(feed.faults, epoch, first, count)):
                 loss = float(loop(handle, tf.constant(epoch), tf.constant(first), tf.constant(count)))
-            except DATA_ERRORS as error:
-                raise explain(error, "training", functools.partial(feed.faults, epoch, first, count)) from error
             first = int(self.step.numpy()) - epoch * last
             if not tf.math.is_finite(loss):
                 raise NonFiniteLoss(loss, int(self.step.numpy()), self.model, checkpoints)
@@ -275,12 +276,15 @@ class Trainer:
         feed = self._feed(data, steps)
         self._evaluation.reset()
         loop = self._loops.evaluation(feed)
-        try:
+        with explained("evaluation", functools.partial(feed.faults, 0, 0, None)):
             loop(feed.open(0, 0), tf.constant(0), tf.constant(0), tf.constant(feed.steps_per_epoch))
-        except DATA_ERRORS as error:
-            raise explain(error, "evaluation", functools.partial(feed.faults, 0, 0, None)) from error
         figures = self._evaluation.result()
         return figures | ({"accuracy": 1.0 - figures["error"]} if "error" in figures else {})
+
+
+def _example(feed: Any) -> tuple:
+    with explained("the first batch", functools.partial(feed.faults, 0, 0, 1)):
+        return feed.example()
 
 
 def _signals(checkpoints: Checkpoints | None) -> Any:
