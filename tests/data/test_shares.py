@@ -1,12 +1,14 @@
 """Workers' shares of a stream: together they are its batches, and nobody decodes what is another's."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfbio.data import load, stream_of
+from tfbio.data import load, stream_of, tfds_sets
+from tfbio.data.shares import Share
 
 
 def stream(batch_size, **options):
@@ -33,6 +35,7 @@ def parts(streaming, workers, replicas, epoch=1, first=0):
         (8, 2, 2, {"drop_remainder": True}),
         (7, 1, 1, {}),
         (5, 3, 3, {"shuffle": False}),  # parts of 2, 2 and 1
+        (6, 2, 2, {}),  # parts of 3, where records come by 2
         (6, 2, 4, {"corrupt": "skip"}),  # parts of 2, 2, 2 and none
         (7, 2, 2, {"corrupt": "skip", "shuffle": False}),
         (1, 4, 4, {}),  # three workers in vain
@@ -70,6 +73,26 @@ def test_a_worker_decodes_nothing_else(corrupted):
     assert len(list(first.take(4))) == 4
     with pytest.raises(tf.errors.InvalidArgumentError):
         list(ninth)
+
+
+def test_a_worker_reads_no_other_record_files(prepared, tmp_path):
+    """Four files, and batches of four: each of two workers has two of four rows, and so of four lanes."""
+    root = tmp_path / "copy"
+    shutil.copytree(prepared, root)
+    streaming = stream(4, name="photos", data_dir=str(root), size=16, seed=3)
+    shares = [Share.of(tf.distribute.InputContext(2, worker, 2), 4) for worker in (0, 1)]
+    files = []
+    for share in shares:
+        records = streaming._records(0, 0, share).as_numpy_iterator()
+        files.append({streaming._source.describe(index).rpartition(" of ")[2] for index, *_ in records})
+    assert len(files[0] | files[1]) == 4 and len(files[0] & files[1]) <= 1
+    other = min(files[1] - files[0])
+    with open(other, "r+b") as file:
+        file.truncate(20)
+    assert sum(1 for _ in streaming._records(0, 0, shares[0])) == 12  # of 23: three rows of the last batch
+    with pytest.raises(tf.errors.DataLossError):
+        list(streaming._records(0, 0, shares[1]))
+    tfds_sets.read.cache_clear()
 
 
 def test_what_is_skipped_counts_once(corrupted):

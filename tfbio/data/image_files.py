@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfbio.data import randomness
 from tfbio.data.errors import DataNotFoundError
+from tfbio.data.shares import Share
 
 __all__ = ["ImageFiles", "read"]
 
@@ -42,15 +43,16 @@ class ImageFiles:
         """The examples at some indices, shape `(count,)`, in their order."""
         return ImageFiles(self._names[indices], self._classes[indices], self.class_names)
 
-    def records(self, key: tf.Tensor | None, first: int | tf.Tensor) -> tf.data.Dataset:
-        """What is cheap to skip: the indices of an epoch's examples, in order, from the `first`-th on.
+    def records(self, key: tf.Tensor | None, first: int | tf.Tensor, share: Share) -> tf.data.Dataset:
+        """What is cheap to skip: the indices of a share of an epoch's batches, in order, from the `first`-th batch on.
 
         Args:
             key: of a random order (`randomness.key`); None for that of the files.
-            first: examples to leave out at the beginning.
+            first: batches to leave out at the beginning.
+            share: whose rows.
         """
         order = tf.range(len(self)) if key is None else randomness.permutation(key, len(self))
-        return tf.data.Dataset.from_tensor_slices((order[first:],))
+        return share.select(tf.data.Dataset.from_tensor_slices((order[first * share.batch_size :],)))
 
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The bytes and the label of a record."""

@@ -49,14 +49,19 @@ class Share:
         begin, end = self.bounds()
         return min(max(examples, begin), end) - begin
 
-    def records(self, records: tf.data.Dataset) -> tf.data.Dataset:
-        """The worker's among the records of batches that follow one another."""
+    def select(self, records: tf.data.Dataset, first: int = 0, rows: int | None = None) -> tf.data.Dataset:
+        """The worker's own records.
+
+        Args:
+            records: of batches that follow one another; of each, `rows` (None: all) from the `first` on.
+        """
+        rows = self.batch_size if rows is None else rows
         begin, end = self.bounds()
-        if begin == 0 and end >= self.batch_size:
+        if begin <= first and end >= first + rows:
             return records
 
         def own(place: tf.Tensor, record: tuple) -> tf.Tensor:
-            row = place % self.batch_size
+            row = first + place % rows
             return (row >= begin) & (row < end)
 
         return records.enumerate().filter(own).map(lambda place, record: record)

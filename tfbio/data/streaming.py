@@ -126,7 +126,8 @@ class Streaming:
             first: batches to leave out at the beginning.
             count: number of batches to look at; None for all that follow.
         """
-        records = self._records(epoch, first).take(-1 if count is None else count * self.batch_size)
+        records = self._records(epoch, first, Share(self.batch_size))
+        records = records.take(-1 if count is None else count * self.batch_size)
         decode = self._decoder(epoch)
 
         def tried(index: tf.Tensor, *payload: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -152,9 +153,9 @@ class Streaming:
         setattr(dataset, _ATTRIBUTE, self)
         return dataset
 
-    def _records(self, epoch: int | tf.Tensor, first: int | tf.Tensor) -> tf.data.Dataset:
+    def _records(self, epoch: int | tf.Tensor, first: int | tf.Tensor, share: Share) -> tf.data.Dataset:
         key = randomness.key(self._seed, randomness.ORDER, epoch) if self._shuffle else None
-        return self._source.records(key, first * self.batch_size)
+        return self._source.records(key, first, share)
 
     def _decoder(self, epoch: int | tf.Tensor) -> Any:
         """The function from a record to an example."""
@@ -177,8 +178,9 @@ class Streaming:
     def _examples(self, epoch: int | tf.Tensor, first: int | tf.Tensor, share: Share) -> tf.data.Dataset:
         """The share's examples of an epoch's batches, those that can't be decoded replaced at their batch's end."""
         with tf.device("CPU:0"):
-            records, decode = self._records(epoch, first), self._decoder(epoch)
-        records = share.records(records.take((self.steps_per_epoch - first) * self.batch_size))
+            records, decode = self._records(epoch, first, share), self._decoder(epoch)
+        rows = share.count(self.batch_size)
+        records = records.take((self.steps_per_epoch - first) * rows)  # nothing of a last batch that is left out
         workers = cores()
         if self._corrupt == "raise":
             return records.map(decode, num_parallel_calls=workers, deterministic=True)
@@ -188,9 +190,8 @@ class Streaming:
             return examples.ignore_errors().concatenate(self._blank().repeat()).take(tf.shape(batch[0], tf.int64)[0])
 
         # Two batches under way, one after the other: while the first ends the second begins.
-        rows = max(share.count(self.batch_size), 1)
-        return records.batch(rows).interleave(
-            sound, cycle_length=2, block_length=rows, num_parallel_calls=2, deterministic=True
+        return records.batch(max(rows, 1)).interleave(
+            sound, cycle_length=2, block_length=max(rows, 1), num_parallel_calls=2, deterministic=True
         )
 
     def _blank(self) -> tf.data.Dataset:

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfbio.data.errors import DataNotFoundError
 from tfbio.data.labelled_images import LabelledImages
 from tfbio.data.record_files import RecordFiles
+from tfbio.data.shares import Share
 
 __all__ = ["read"]
 
@@ -138,7 +139,7 @@ def _record_files(name: str, split: str, builder: Any, label: Any) -> RecordFile
 
     paths = [str(path) for path in info.filepaths]
     files = RecordFiles(paths, info.shard_lengths, parse, features["image"].shape, tuple(label.names))
-    first = next(iter(files.records(None, 0).take(1)))
+    first = next(iter(files.records(None, 0, Share(1)).take(1)))
     if files.read(*first)[1] < 0:  # ImageNet's test data, say: the labels were never published
         if split == "test" and "validation" in builder.info.splits:
             return _record_files(name, "validation", builder, label)
