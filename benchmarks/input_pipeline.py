@@ -31,7 +31,7 @@ import numpy as np  # noqa: E402  TensorFlow reads the log level when it is impo
 import tensorflow as tf  # noqa: E402
 from timing import machine, write  # noqa: E402
 
-from tfbio.data import decoding, streaming  # noqa: E402
+from tfbio.data import decoding, pipelines, streaming  # noqa: E402
 from tfbio.data.record_files import RecordFiles  # noqa: E402
 from tfbio.data.streaming import Streaming  # noqa: E402
 
@@ -90,7 +90,7 @@ def plain(source: RecordFiles, examples: int, batch_size: int) -> tf.data.Datase
         tf.data.TFRecordDataset, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE
     )
     # Threads and buffers are fixed, as the stream's: tuned ones grow until everything is read ahead of a turn.
-    images = records.shuffle(2048).map(decode, num_parallel_calls=streaming.cores())
+    images = records.shuffle(2048).map(decode, num_parallel_calls=pipelines.cores())
     batches = images.batch(batch_size).prefetch(2).with_options(streaming._options())
     return batches.apply(tf.data.experimental.assert_cardinality(-(-examples // batch_size)))
 

@@ -428,7 +428,8 @@ def test_the_autoencoder_of_the_paper_learns(kind):
     x = np.tanh(rng.normal(size=(256, 3)) @ rng.normal(size=(3, 16))).astype("float32")
     model = dense(16, 24, 6, 24, 16)
     data = tf.data.Dataset.from_tensor_slices((x, x)).batch(32)
-    trainer = tfbio.Trainer(model, build_options(kind), keras.optimizers.Adam(2e-3), "mean_squared_error")
+    options = {"jit_compile": False}  # compiling takes longer than training
+    trainer = tfbio.Trainer(model, build_options(kind), keras.optimizers.Adam(2e-3), "mean_squared_error", **options)
     before = trainer.evaluate(data)["loss"]
     trainer.fit(data, epochs=40, verbose=False)
     assert trainer.evaluate(data)["loss"] < 0.5 * before
@@ -442,7 +443,7 @@ def build_options(kind):
     ("kind", "bound"), [("dtp", 0.04), ("sdtp", 0.05), ("ao_sdtp", 0.06), ("tp", 0.09), ("ldrl", 0.04)]
 )
 def test_digits_are_learned_from_the_gin_files(kind, bound, tmp_path):
-    params = ["train.epochs=15", "train.alignment=False", "train.evaluate_on=()"]
+    params = ["train.epochs=15", "train.alignment=False", "train.evaluate_on=()", "train.jit_compile=False"]
     result = config.run_train(["runs/digits.gin", f"rules/{kind}.gin"], params, str(tmp_path), quiet=True)
     assert result["final"]["test_error"] < bound
 

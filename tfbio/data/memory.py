@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from tfbio.data import augmentation as augmentations
 from tfbio.data import randomness
+from tfbio.data.pipelines import cores, untuned
 
 __all__ = ["InMemory", "from_arrays", "memory_of"]
 
@@ -143,7 +144,7 @@ class InMemory:
         def batches(epoch: tf.Tensor) -> tf.data.Dataset:
             order = self.order(epoch)
             indices = tf.data.Dataset.range(self.steps_per_epoch, output_type=tf.int32)
-            return indices.map(lambda index: self.batch(order, epoch, index)[:2], num_parallel_calls=tf.data.AUTOTUNE)
+            return indices.map(lambda index: self.batch(order, epoch, index)[:2], num_parallel_calls=cores())
 
         # The count of passes is a Python one: a variable made under a strategy would be out of reach for tf.data.
         passes = itertools.count()
@@ -151,7 +152,7 @@ class InMemory:
             lambda: [next(passes)], output_signature=tf.TensorSpec(shape=(), dtype=tf.int64)
         )
         dataset = epochs.flat_map(batches).apply(tf.data.experimental.assert_cardinality(self.steps_per_epoch))
-        dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        dataset = untuned(dataset.prefetch(2))
         setattr(dataset, _ATTRIBUTE, self)
         return dataset
 

@@ -100,8 +100,9 @@ class RecordFiles:
             low, high = (tf.clip_by_value(bounds[number + i] - (ends - counts), 0, counts) for i in (0, 1))
             used = tf.where(high > low)[:, 0]
             parts = [tf.gather(values, used) for values in (order, low, high - low)]
+            at_a_time = 1 if key is None else _FILES // lanes
             records = tf.data.Dataset.from_tensor_slices(tuple(parts)).interleave(
-                self._file, cycle_length=1 if key is None else _FILES // lanes, num_parallel_calls=tf.data.AUTOTUNE
+                self._file, cycle_length=at_a_time, num_parallel_calls=at_a_time
             )
             if key is not None:
                 seed = tf.random.experimental.stateless_fold_in(key, number, alg=randomness.ALGORITHM)[0]
@@ -111,7 +112,7 @@ class RecordFiles:
         begin, end = (min(row, size) for row in share.bounds())
         low, high = min(begin // rows, lanes - 1), max(-(-end // rows), 1)
         records = tf.data.Dataset.range(low, high).interleave(
-            lane, cycle_length=high - low, block_length=rows, num_parallel_calls=tf.data.AUTOTUNE
+            lane, cycle_length=high - low, block_length=rows, num_parallel_calls=high - low
         )
         return share.select(records, low * rows, (high - low) * rows)
 

@@ -12,12 +12,12 @@ batches keep one shape, and a compiled step is compiled once.
 
 import itertools
 import logging
-import os
 from typing import Any
 
 import tensorflow as tf
 
 from tfbio.data import decoding, randomness
+from tfbio.data.pipelines import cores, untuned
 from tfbio.data.shares import Share
 
 __all__ = ["Streaming", "stream_of"]
@@ -133,9 +133,9 @@ class Streaming:
         def tried(index: tf.Tensor, *payload: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return index, tf.reduce_max(decode(index, *payload)[0])
 
-        sound = records.map(tried, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
-        kept = {int(index) for index, _ in sound.as_numpy_iterator()}
-        every = [int(index) for index in records.map(lambda index, *_: index).as_numpy_iterator()]
+        sound = records.map(tried, num_parallel_calls=cores()).ignore_errors()
+        kept = {int(index) for index, _ in untuned(sound).as_numpy_iterator()}
+        every = [int(index) for index in untuned(records.map(lambda index, *_: index)).as_numpy_iterator()]
         return [self._source.describe(index) for index in every if index not in kept]
 
     def dataset(self) -> tf.data.Dataset:
@@ -221,15 +221,11 @@ class Streaming:
         return True
 
 
-def cores() -> int:
-    """Cores that this process may use, which on shared machines are fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _options() -> tf.data.Options:
-    """Threads of their own, one for each core, that don't split an operation on one picture."""
+    """Threads of their own, one for each core, that don't split an operation on one picture; no tuner (`untuned`)."""
     options = tf.data.Options()
     options.deterministic = True
+    options.autotune.enabled = False
     options.threading.private_threadpool_size = cores()
     options.threading.max_intra_op_parallelism = 1
     return options

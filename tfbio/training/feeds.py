@@ -18,6 +18,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfbio.data import memory_of, stream_of
+from tfbio.data.pipelines import untuned
 
 __all__ = ["MemoryFeed", "StreamFeed", "make_feed"]
 
@@ -84,7 +85,7 @@ class StreamFeed:
         cardinality = int(first.cardinality())
         self._endless = cardinality == tf.data.INFINITE_CARDINALITY
         if cardinality == tf.data.UNKNOWN_CARDINALITY and steps_per_epoch is None:
-            cardinality = int(first.reduce(tf.constant(0, tf.int64), lambda count, _: count + 1))
+            cardinality = int(untuned(first).reduce(tf.constant(0, tf.int64), lambda count, _: count + 1))
         if self._endless and steps_per_epoch is None:
             raise ValueError("Invalid value for `steps_per_epoch`: an endless data set needs one, received None.")
         self.steps_per_epoch = cardinality if steps_per_epoch is None else steps_per_epoch
@@ -103,7 +104,7 @@ class StreamFeed:
             return iter(self._strategy.distribute_datasets_from_function(own))
         position = epoch * self.steps_per_epoch + first
         if not (self._endless and self._at == position):
-            dataset = self._source(epoch, position if self._endless else first)
+            dataset = untuned(self._source(epoch, position if self._endless else first))
             options = tf.data.Options()
             # Each worker takes its part of every batch, and not batches of its own from a part of the files: order is
             # the user's, and nothing is known of where it comes from.
