@@ -1,11 +1,12 @@
-"""Checks the form of `scaling_model.py` where it can be: one replica, two in a process, two processes on this machine.
+"""Checks the form of `scaling_model.py` where it can be: one replica, two in a process, two and four processes here.
 
     python benchmarks/scaling_check.py --rules bp dfa kp --json out.json
 
 A fully connected network trains, each replica with one thread for a kernel and the same number of examples. The model
-says that a step of two replicas takes what one takes, and an all-reduce of all gradients beside it, for `tf.distribute`
-hides none. Both terms are measured: a step of one replica in a process of its own, and an all-reduce of as many values
-between the two. In `mirrored` they meet in the memory of one process, in `multi_worker` on the loopback device.
+says that a step of several replicas takes what one takes, and an all-reduce of all gradients beside it, for
+`tf.distribute` hides none. Both terms are measured: a step of one replica in a process of its own, and an all-reduce of
+as many values between them. In `mirrored` they meet in the memory of one process, in `multi_worker` on the loopback
+device. Where there are more replicas than cores, these take turns: one's step counts as often as they must.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+
+from tfbio.data.pipelines import cores  # noqa: E402  TensorFlow reads both when it is imported
 
 
 def measure(kind: str, rule: str, units: int, batch_size: int, rounds: int) -> dict:
@@ -63,9 +66,8 @@ def measure(kind: str, rule: str, units: int, batch_size: int, rounds: int) -> d
     return {"kind": kind, "rule": rule, "values": values, **milliseconds, "machine": machine()}
 
 
-def start(kind: str, arguments: argparse.Namespace, rule: str) -> dict:
-    """The measurement in processes of its own; the first one's figures."""
-    count = 2 if kind == "multi_worker" else 1
+def start(kind: str, count: int, arguments: argparse.Namespace, rule: str) -> dict:
+    """The measurement in `count` processes of its own; the first one's figures."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("localhost", 0))
@@ -100,17 +102,19 @@ def main() -> None:
         print(json.dumps(measure(arguments.one, arguments.rules[0], *sizes)))
         return
     rows = []
-    print("| rule | two replicas | one's step, ms | all-reduce, ms | predicted, ms | measured, ms | ratio |")
+    print("| rule | replicas | one's step, ms | all-reduce, ms | predicted, ms | measured, ms | ratio |")
     print("|---|---|---:|---:|---:|---:|---:|")
     for rule in arguments.rules:
-        alone = start("one_device", arguments, rule)
-        for kind in ("mirrored", "multi_worker"):
-            both = start(kind, arguments, rule)
-            predicted = alone["step_ms"] + both["all_reduce_ms"]
-            rows.append({"alone": alone, "both": both, "predicted_ms": predicted})
-            figures = (alone["step_ms"], both["all_reduce_ms"], predicted, both["step_ms"])
+        alone = start("one_device", 1, arguments, rule)
+        for kind, processes, replicas in (("mirrored", 1, 2), ("multi_worker", 2, 2), ("multi_worker", 4, 4)):
+            all_of_them = start(kind, processes, arguments, rule)
+            turns = max(1, replicas / cores())
+            predicted = turns * alone["step_ms"] + all_of_them["all_reduce_ms"]
+            rows.append({"replicas": replicas, "alone": alone, "all": all_of_them, "predicted_ms": predicted})
+            figures = (alone["step_ms"], all_of_them["all_reduce_ms"], predicted, all_of_them["step_ms"])
             cells = " | ".join(f"{figure:.1f}" for figure in figures)
-            print(f"| `{rule}` | `{kind}` | {cells} | {both['step_ms'] / predicted:.2f} |", flush=True)
+            ratio = all_of_them["step_ms"] / predicted
+            print(f"| `{rule}` | {replicas}, `{kind}` | {cells} | {ratio:.2f} |", flush=True)
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump({"arguments": vars(arguments), "rows": rows}, file, indent=1)
