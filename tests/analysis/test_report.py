@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from tfbio.analysis import learning_curves as learning_curves_module
 from tfbio.analysis.learning_curves import learning_curves
 from tfbio.analysis.pictures import curve
 from tfbio.analysis.report import collect, csv, estimate, markdown, report, summarize
@@ -170,6 +171,20 @@ def test_report_writes_three_files(tmp_path):
     assert (tmp_path / "report.csv").read_text() == csv(summarize(collect(tmp_path)))
     picture = (tmp_path / "learning_curves.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) < 200_000
+
+
+@pytest.mark.parametrize("rules", [["BP"], [f"AO-SDTP-alternating-{i}" for i in range(9)]])
+def test_the_legend_fits_into_the_picture(tmp_path, monkeypatch, rules):
+    for rule in rules:
+        write_run(tmp_path / rule, labels(rule), 0, 0.1, angles=10.0)
+    figures = []
+    monkeypatch.setattr(learning_curves_module, "png", lambda figure: figures.append(figure) or b"")
+    learning_curves(collect(tmp_path))
+    (figure,) = figures
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0
 
 
 def test_no_picture_before_the_first_epoch(tmp_path):

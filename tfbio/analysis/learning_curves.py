@@ -59,10 +59,11 @@ def learning_curves(runs: Sequence[Run]) -> bytes | None:
     ]
     handles.append(Line2D([], [], color="0.4", linestyle="--", label="training (running)"))
     handles += [Line2D([], [], color="0.4", label=name) for name in held_out]
+    longest = max(len(handle.get_label()) for handle in handles)
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=min(len(handles), 2 + 2 * across),
+        ncols=max(1, int(figure.get_figwidth() / (0.7 + 0.07 * longest))),  # in inches: a handle, and letters of 9 pt
         fontsize=9,
         frameon=False,
         handlelength=2.8,
