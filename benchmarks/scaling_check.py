@@ -20,8 +20,6 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
-from tfbio.data.pipelines import cores  # noqa: E402  TensorFlow reads both when it is imported
-
 
 def measure(kind: str, rule: str, units: int, batch_size: int, rounds: int) -> dict:
     """Milliseconds of a step and of an all-reduce, in this process."""
@@ -108,7 +106,7 @@ def main() -> None:
         alone = start("one_device", 1, arguments, rule)
         for kind, processes, replicas in (("mirrored", 1, 2), ("multi_worker", 2, 2), ("multi_worker", 4, 4)):
             all_of_them = start(kind, processes, arguments, rule)
-            turns = max(1, replicas / cores())
+            turns = max(1, replicas / alone["machine"]["cores"])
             predicted = turns * alone["step_ms"] + all_of_them["all_reduce_ms"]
             rows.append({"replicas": replicas, "alone": alone, "all": all_of_them, "predicted_ms": predicted})
             figures = (alone["step_ms"], all_of_them["all_reduce_ms"], predicted, all_of_them["step_ms"])

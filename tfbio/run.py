@@ -24,6 +24,7 @@ from tfbio.analysis.alignment import Alignment
 from tfbio.assembly import Assembly, Run
 from tfbio.files import read_lines, write_json
 from tfbio.training import BestWeights, Checkpoints, JsonLines, Replayed, TensorBoardScalars
+from tfbio.training.feeds import first_batch
 from tfbio.workdir import WorkdirError, claim, read_json
 
 __all__ = ["Run", "WorkdirError", "evaluate", "export", "train"]
@@ -199,7 +200,7 @@ def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.call
 def _alignment(parts: Assembly, path: str) -> Alignment | None:
     if not (parts.run.alignment or parts.run.alignment_steps):
         return None
-    x, y = parts.trainer.example(parts.split("train"))
+    x, y = first_batch(parts.split("train"))
     trainer, every = parts.trainer, parts.run.alignment_steps
     return Alignment(trainer.rule, trainer.preprocessing(x), y, trainer.strategy, every, path if every else None)
 

@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection, wait
 
 from etils.epath import Path
 
+from tfbio.data.pipelines import cores
 from tfbio.files import is_remote
 
 __all__ = ["Failure", "Task", "run_all"]
@@ -217,8 +218,7 @@ def _surroundings(workers: int):
     A terminal sends Ctrl-C to every process. Workers ignore it from their first instruction on and wait for the SIGTERM
     that the parent then sends.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = str(max(1, cores // workers))
+    share = str(max(1, cores() // workers))
     settings = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), share)
     if workers > 1:
         settings["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # or the first worker takes all of a GPU's memory

@@ -15,6 +15,7 @@ import tensorflow as tf
 import tfbio
 from tfbio import run as runs
 from tfbio.training import Checkpoints, TrainingInterrupted
+from tfbio.training.feeds import first_batch
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +106,11 @@ def test_a_picture_that_cannot_be_decoded_is_named(folder, tmp_path, phase):
         elif phase == "test":
             trainer.evaluate(data(tmp_path / "copy", "test", 2))
         else:
-            trainer.example(data(tmp_path / "copy", "test", 5))
+            first_batch(data(tmp_path / "copy", "test", 5))
 
 
 def test_an_example_leaves_out_what_fills_up(folder):
-    x, y = make(1).example(data(folder, "test", 8))
+    x, y = first_batch(data(folder, "test", 8))
     assert len(x) == len(y) == 5
 
 

@@ -1,6 +1,6 @@
-"""A worker's share of global batches: the rows that its own replicas take.
+r"""A worker's share of global batches: the rows that its own replicas take.
 
-A batch of $B$ examples is cut into one part for each of $R$ replicas, $\\lceil B / R \\rceil$ rows long; the last parts
+A batch of $B$ examples is cut into one part for each of $R$ replicas, $\lceil B / R \rceil$ rows long; the last parts
 may have fewer rows, or none. A worker's replicas have neighbouring parts. Who takes which row does not change what a
 batch holds, so any number of workers sees the same batches.
 """

@@ -12,15 +12,17 @@ them, on a replica, into `(x, y, weights, importance)`: `weights` are the factor
 sum to one over the global batch), `importance` the factors in averages (1, or the data set's own sample weights).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
-from tfbio.data import memory_of, stream_of
+from tfbio.data import Streaming, memory_of, stream_of
 from tfbio.data.pipelines import untuned
+from tfbio.training.checks import explained
 
-__all__ = ["MemoryFeed", "StreamFeed", "make_feed"]
+__all__ = ["MemoryFeed", "StreamFeed", "first_batch", "make_feed"]
 
 Source = tf.data.Dataset | Callable[[int], tf.data.Dataset]
 
@@ -125,25 +127,36 @@ class StreamFeed:
         return x, y, tf.math.divide_no_nan(importance, total), importance
 
     def example(self) -> tuple:
-        """The first batch `(x, y)`, eagerly, without examples of weight 0, which may only fill it up.
-
-        Raises:
-            ValueError: elements are not `(x, y)` or `(x, y, sample_weight)`.
-        """
-        element = next(iter(self._first.take(1)))
-        if not isinstance(element, (tuple, list)) or len(element) not in (2, 3):
-            raise ValueError(
-                "Invalid value for the data: expected batches (x, y) or (x, y, sample_weight), received elements of "
-                f"structure {self._first.element_spec}."
-            )
-        x, y, *weights = element
-        if not weights:
-            return x, y
-        return tf.nest.map_structure(lambda part: tf.boolean_mask(part, weights[0] > 0), (x, y))
+        """The first batch, see `first_batch`."""
+        return first_batch(self._first, self._stream)
 
     def faults(self, epoch: int, first: int, count: int | None) -> list[str]:
         """Where the examples of `count` batches (None: of all) are that can't be read, as far as that can be known."""
         return self._stream.faults(epoch, first, count) if self._stream else []
+
+
+def first_batch(dataset: tf.data.Dataset, stream: Streaming | None = None) -> tuple:
+    """The first batch `(x, y)`, eagerly, without examples of weight 0, which may only fill it up.
+
+    Args:
+        dataset: batches `(x, y)` or `(x, y, sample_weight)`.
+        stream: what the data set is made of, where `stream_of` can't tell.
+
+    Raises:
+        ValueError: elements are something else, or a picture can't be decoded; names it.
+    """
+    stream = stream or stream_of(dataset)
+    with explained("the first batch", functools.partial(stream.faults, 0, 0, 1) if stream else list):
+        element = next(iter(dataset.take(1)))
+    if not isinstance(element, (tuple, list)) or len(element) not in (2, 3):
+        raise ValueError(
+            "Invalid value for the data: expected batches (x, y) or (x, y, sample_weight), received elements of "
+            f"structure {dataset.element_spec}."
+        )
+    x, y, *weights = element
+    if not weights:
+        return x, y
+    return tf.nest.map_structure(lambda part: tf.boolean_mask(part, weights[0] > 0), (x, y))
 
 
 def _from(source: Source, epoch: int, first: int) -> tf.data.Dataset:

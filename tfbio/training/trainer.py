@@ -135,17 +135,9 @@ class Trainer:
         """The feed for `data`, the same one each time, so that its loop is traced once."""
         if id(data) not in self._feeds:
             feed = make_feed(data, self.strategy, steps)
-            check_batch(self.model, self.loss, *_example(feed), self._loops.prepare)
+            check_batch(self.model, self.loss, *feed.example(), self._loops.prepare)
             self._feeds[id(data)] = (feed, data)  # holding `data` keeps its id its own
         return self._feeds[id(data)][0]
-
-    def example(self, data: Any) -> tuple:
-        """The first batch `(x, y)` of a data set, without what only fills it up.
-
-        Raises:
-            ValueError: it can't be read or does not fit the model.
-        """
-        return _example(self._feed(data, None))
 
     @property
     def state(self) -> tf.train.Checkpoint:
@@ -280,11 +272,6 @@ class Trainer:
             loop(feed.open(0, 0), tf.constant(0), tf.constant(0), tf.constant(feed.steps_per_epoch))
         figures = self._evaluation.result()
         return figures | ({"accuracy": 1.0 - figures["error"]} if "error" in figures else {})
-
-
-def _example(feed: Any) -> tuple:
-    with explained("the first batch", functools.partial(feed.faults, 0, 0, 1)):
-        return feed.example()
 
 
 def _signals(checkpoints: Checkpoints | None) -> Any:
