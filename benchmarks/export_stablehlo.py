@@ -19,10 +19,10 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras  # noqa: E402  TensorFlow reads the log level when it is imported
-import tensorflow as tf  # noqa: E402
+import keras  # TensorFlow reads the log level when it is imported
+import tensorflow as tf
 
-import tfbio  # noqa: E402
+import tfbio
 
 _LOCATION = re.compile(r' loc\((?:[^()"]|"[^"]*"|\([^()]*\))*\)')
 _COPY = re.compile(r"mhlo\.copy (%\w+) : (tensor<[^>]*>)")

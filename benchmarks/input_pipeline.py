@@ -27,13 +27,13 @@ from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import numpy as np  # noqa: E402  TensorFlow reads the log level when it is imported
-import tensorflow as tf  # noqa: E402
-from timing import machine, write  # noqa: E402
+import numpy as np  # TensorFlow reads the log level when it is imported
+import tensorflow as tf
+from timing import machine, write
 
-from tfbio.data import decoding, pipelines, streaming  # noqa: E402
-from tfbio.data.record_files import RecordFiles  # noqa: E402
-from tfbio.data.streaming import Streaming  # noqa: E402
+from tfbio.data import decoding, pipelines, streaming
+from tfbio.data.record_files import RecordFiles
+from tfbio.data.streaming import Streaming
 
 SIZE = 224
 _FEATURES = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}

@@ -21,10 +21,10 @@ from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import tensorflow as tf  # noqa: E402  TensorFlow reads the log level when it is imported
-from timing import interleaved, machine, ratios, table, write  # noqa: E402
+import tensorflow as tf  # TensorFlow reads the log level when it is imported
+from timing import interleaved, machine, ratios, table, write
 
-from tfbio.layers import LocallyConnected2D  # noqa: E402
+from tfbio.layers import LocallyConnected2D
 
 # name → (side of the image, channels, kernel size, stride, filters), all with same padding
 LAYERS = {"local_1": (32, 3, 5, 2, 64), "local_2": (16, 64, 5, 2, 128), "local_3": (8, 128, 3, 1, 256)}

@@ -12,12 +12,12 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras  # noqa: E402  TensorFlow reads the log level when it is imported
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
-from timing import FixedBatch, interleaved, machine, ratios, table, write  # noqa: E402
+import keras  # TensorFlow reads the log level when it is imported
+import numpy as np
+import tensorflow as tf
+from timing import FixedBatch, interleaved, machine, ratios, table, write
 
-import tfbio  # noqa: E402
+import tfbio
 
 
 def main() -> None:

@@ -16,14 +16,14 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras  # noqa: E402  TensorFlow reads the log level when it is imported
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
-from timing import interleaved, machine, ratios, table, write  # noqa: E402
+import keras  # TensorFlow reads the log level when it is imported
+import numpy as np
+import tensorflow as tf
+from timing import interleaved, machine, ratios, table, write
 
-import tfbio  # noqa: E402
-from tfbio.run import Run  # noqa: E402
-from tfbio.training import Checkpoints  # noqa: E402
+import tfbio
+from tfbio.run import Run
+from tfbio.training import Checkpoints
 
 
 def main() -> None:

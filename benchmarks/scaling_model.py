@@ -25,10 +25,10 @@ from dataclasses import asdict, dataclass
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras  # noqa: E402  TensorFlow reads the log level when it is imported
+import keras  # TensorFlow reads the log level when it is imported
 
-import tfbio  # noqa: E402
-from tfbio.graph import inlined, nodes  # noqa: E402
+import tfbio
+from tfbio.graph import inlined, nodes
 
 RULES = ("bp", "fa", "usf", "kp", "dfa", "dfa_regenerated", "dtp", "sdtp", "ao_sdtp")
 NETWORKS = ("bartunov_imagenet_lc", "bartunov_imagenet_conv", "resnet50")

@@ -18,11 +18,11 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras  # noqa: E402  TensorFlow reads the log level when it is imported
-import tensorflow as tf  # noqa: E402
-from timing import FixedBatch, interleaved, machine, ratios, table, write  # noqa: E402
+import keras  # TensorFlow reads the log level when it is imported
+import tensorflow as tf
+from timing import FixedBatch, interleaved, machine, ratios, table, write
 
-import tfbio  # noqa: E402
+import tfbio
 
 
 def network(name: str) -> keras.Model:

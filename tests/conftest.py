@@ -6,10 +6,10 @@ import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import keras  # noqa: E402  (reads the log level when it is imported)
-import pytest  # noqa: E402
+import keras  # reads the log level when it is imported
+import pytest
 
-import tfbio  # noqa: E402, F401  imported for the next line
+import tfbio  # noqa: F401  imported for the next line
 
 gc.freeze()  # what was imported stays: a collection need not go through it, a quarter of a second each time
 

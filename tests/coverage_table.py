@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras  # noqa: E402  TensorFlow reads the log level when it is imported
+import keras  # TensorFlow reads the log level when it is imported
 
-import tfbio  # noqa: E402
-from tfbio.layers.kernels import _KERNELS  # noqa: E402
+import tfbio
+from tfbio.layers.kernels import _KERNELS
 
 TESTS = Path(__file__).parent
 ABSTRACT_RULES = (tfbio.rules.LearningRule, tfbio.rules.FeedbackRule)

@@ -78,7 +78,7 @@ def tiny_data(monkeypatch, tmp_path):
         return original(images, np.arange(6, dtype=np.int32), 10, None)
 
     from tfbio.data import image_files, registry
-    from tfbio.data.labelled_images import LabelledImages as original  # noqa: N813
+    from tfbio.data.labelled_images import LabelledImages as original
 
     monkeypatch.setattr(registry, "_read", load)
 

@@ -14,8 +14,8 @@ import tfbio
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-import export_stablehlo  # noqa: E402
-import scaling_model  # noqa: E402
+import export_stablehlo
+import scaling_model
 
 NETWORKS = {
     "dense": lambda: [keras.Input((5,)), L.Dense(4, "tanh"), L.Dense(6, "tanh")],

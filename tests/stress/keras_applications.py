@@ -13,10 +13,10 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras  # noqa: E402  TensorFlow reads the log level when it is imported
-import numpy as np  # noqa: E402
+import keras  # TensorFlow reads the log level when it is imported
+import numpy as np
 
-import tfbio  # noqa: E402
+import tfbio
 
 NETWORKS = ["VGG16", "ResNet50", "ResNet50V2", "InceptionV3", "Xception", "DenseNet121", "MobileNet", "MobileNetV2"]
 NETWORKS += ["MobileNetV3Small", "NASNetMobile", "EfficientNetB0", "EfficientNetV2B0", "ConvNeXtTiny"]

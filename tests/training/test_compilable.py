@@ -15,7 +15,7 @@ from tfbio.rules import _NAMES
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-import export_stablehlo  # noqa: E402
+import export_stablehlo
 
 # What XLA has on CPUs, GPUs and TPUs alike. Not here, and not to be added: custom_call (host callbacks and libraries of
 # one device), infeed, outfeed, send, recv, and operations whose result's shape is known at run time only.
