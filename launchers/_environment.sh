@@ -39,11 +39,12 @@ _find_python() {
 }
 
 prepare_environment() {
-    local extra=${1:-} stamp base wanted file
+    local extra=${1:-} stamp base wanted file unfinished=$environment/.unfinished
     # The path is part of the stamp since an environment can't be moved.
     wanted=$({ echo "$root" && cat "$root/setup.py" "$root/pyproject.toml"; } | cksum)
     stamp=$environment/.tfbio${extra:+-$extra}
-    if "$python" -c '' >/dev/null 2>&1 </dev/null; then
+    # An installation that was cut short can leave packages by halves that pip takes for whole.
+    if [ ! -f "$unfinished" ] && "$python" -c '' >/dev/null 2>&1 </dev/null; then
         for file in "$stamp" "$environment"/.tfbio-*; do # an environment with an extra serves without it too
             if [ -f "$file" ] && [ "$(cat "$file")" = "$wanted" ] && { [ "$file" = "$stamp" ] || [ -z "$extra" ]; }; then
                 return
@@ -55,7 +56,9 @@ prepare_environment() {
         run "$base" -m venv --clear "$environment"
     fi
     echo "Installing tfbio and what it needs; the first time takes some minutes." >&2
+    run touch "$unfinished"
     run "$python" -m pip install -qq --no-input --disable-pip-version-check -e "$root${extra:+[$extra]}"
+    run rm "$unfinished"
     if [ -z "$dry_run" ]; then
         echo "$wanted" >"$stamp"
     fi
