@@ -20,8 +20,8 @@ __all__ = ["BatchManhattan", "NoSignChangeSGD", "NormConstrainedSGD"]
 
 
 def _is_kernel(variable: keras.Variable) -> bool:
-    """True for weights that join units, false for biases and for what normalisation learns."""
-    return len(variable.shape) > 1 and variable.name != "bias"
+    """True for weights that join units, false for biases and for what normalisation learns, over several axes too."""
+    return len(variable.shape) > 1 and variable.name not in ("bias", "beta", "gamma")
 
 
 @register
@@ -37,7 +37,7 @@ class BatchManhattan(keras.optimizers.SGD):
         learning_rate: $α$, a number or schedule.
         momentum: $μ$, in [0, 1).
         decay: $λ$; unlike Keras's own `weight_decay`, it goes through the momentum.
-        name, **kwargs: of every Keras optimizer.
+        name, **kwargs: as in `keras.optimizers.SGD`.
     """
 
     def __init__(
@@ -56,9 +56,7 @@ class BatchManhattan(keras.optimizers.SGD):
         super().update_step(direction, variable, learning_rate)
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        del config["nesterov"]
-        return {**config, "decay": self.decay}
+        return {**super().get_config(), "decay": self.decay}
 
 
 class _KernelSGD(keras.optimizers.SGD):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers as L
 
 import tfbio
@@ -36,6 +37,11 @@ ENDINGS = {
     "Activation layer": lambda: dense(None, L.Activation("softmax")),
     "float32 Activation layer": lambda: dense(None, L.Activation("softmax", dtype="float32")),
     "Softmax layer": lambda: dense(None, L.Softmax()),
+    "TensorFlow's softmax": lambda: dense(tf.nn.softmax),
+    "TensorFlow's log_softmax": lambda: dense(tf.nn.log_softmax),
+    "layer as an activation": lambda: dense(L.Softmax()),
+    "float32 linear Activation above": lambda: dense("softmax", L.Activation("linear", dtype="float32")),
+    "reshaping above": lambda: dense("softmax", L.Reshape((1, 3)), L.Flatten()),
     "softmax operation": lambda: operation(keras.ops.softmax),
     "log_softmax operation": lambda: operation(keras.ops.log_softmax),
     "nested": lambda: keras.Sequential([keras.Input((4,)), dense("softmax")]),

@@ -119,6 +119,17 @@ def test_updates_are_linear_in_the_weights(make, regularizer, float64):
     np.testing.assert_allclose(2 * losses[0] + 3 * losses[1], losses[2], rtol=1e-9)
 
 
+@pytest.mark.parametrize("make", [RULES[name] for name in ("bp", "fa", "dfa", "dtp")], ids=("bp", "fa", "dfa", "dtp"))
+def test_penalties_on_weights_and_on_outputs_add_up_under_mixed_precision(make):
+    losses = []
+    for policy in ("float32", "mixed_bfloat16"):
+        keras.utils.set_random_seed(0)
+        hidden = L.Dense(5, "tanh", kernel_regularizer="l2", activity_regularizer="l2", dtype=policy)
+        model = keras.Sequential([keras.Input((6, 6, 2)), L.Flatten(), hidden, L.Dense(3, dtype=policy)])
+        losses.append(float(built(make, model).compute(X, Y).loss))
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+
+
 @ALL
 def test_no_weights_means_the_mean(make, float64):
     rule = built(make, network("l2"))

@@ -182,6 +182,21 @@ def test_feedback_of_your_own(float64):
         assert_close([t - h], [g(top) - g(logits)])
 
 
+@pytest.mark.parametrize("kind", ["ddtp", "ldrl"])
+def test_feedback_does_not_learn_from_the_difference_of_two_draws_of_dropout(kind, float64):
+    def feedback_gradients(noise):
+        keras.utils.set_random_seed(0)
+        layers = [L.Dense(7, "tanh"), L.Dropout(0.5, seed=1), L.Dense(5, "tanh"), L.Dropout(0.5, seed=2), L.Dense(3)]
+        rule = rules.get({"class_name": kind, "config": {"noise": noise, "seed": 3}})
+        rule.build(keras.Sequential([keras.Input((4,)), *layers]), "softmax_cross_entropy")
+        return [gradient for gradient, _ in rule.compute(x, y).feedback]
+
+    x, y = RANDOM.normal(size=(6, 4)), RANDOM.integers(0, 3, 6)
+    scale = 1 if kind == "ddtp" else 100  # the loss of ldrl is of the second order in the noise
+    for a, b in zip(feedback_gradients(1e-3), feedback_gradients(1e-4), strict=True):
+        np.testing.assert_allclose(a, scale * b, rtol=0.05, atol=0.01 * np.abs(a).max())
+
+
 def test_digits_are_learned_from_the_gin_file(tmp_path):
     params = ["train.epochs=15", "train.alignment=False", "train.evaluate_on=()"]
     result = config.run_train(["runs/digits.gin", "rules/ddtp.gin"], params, str(tmp_path), quiet=True)

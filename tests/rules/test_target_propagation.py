@@ -448,6 +448,13 @@ def test_digits_are_learned_from_the_gin_files(kind, bound, tmp_path):
     assert result["final"]["test_error"] < bound
 
 
+@pytest.mark.parametrize("kind", ["dtp", "ao_sdtp"])
+def test_inverses_take_the_asked_activation(kind):
+    for inverse, expected in ((None, "tanh"), ({"activation": "relu"}, "relu"), ({"activation": None}, "linear")):
+        rule = build(kind, dense(4, 7, 5, 3), inverse=inverse)
+        assert {g.layers[-1].activation.__name__ for g in rule.inverses if g is not None} == {expected}
+
+
 def test_a_single_stage_has_no_targets():
     with pytest.raises(ValueError, match="two stages"):
         build("dtp", keras.Sequential([keras.Input((4,)), L.Dense(3)]))
@@ -463,6 +470,7 @@ def test_a_single_stage_has_no_targets():
         ({"schedule": "sometimes"}, "'parallel', 'alternating'"),
         ({"period": 3}, "alternating"),
         ({"schedule": "alternating", "period": 0}, "period"),
+        ({"reconstruction": "ldrl", "noise": 0.0}, "needs some"),
         ({"inverse": {"size": 3}}, "size"),
         ({"inverse": lambda stage, activation: stage}, "the input of"),
     ],

@@ -75,6 +75,22 @@ def test_the_mean_of_what_a_mirror_sees_is_the_kernel(shape, layer, float64):
         assert abs(np.mean(sizes) - 1) < 6 * np.std(sizes) / np.sqrt(59)
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_a_mirror_computes_in_the_dtype_of_the_weights(policy):
+    """64 examples of 56 × 56 places overflow float16, and bfloat16 can't count them."""
+
+    def estimates(policy):
+        keras.utils.set_random_seed(0)
+        conv = L.Conv2D(4, 3, padding="same", kernel_initializer="he_normal", dtype=policy)
+        rule = build(keras.Sequential([keras.Input((56, 56, 3)), conv, L.Flatten(), L.Dense(2, dtype=policy)]))
+        result = rule._mirrored(rule.feedback_layers[0])
+        assert conv.dtype_policy.name == policy
+        return result
+
+    for seen, expected in zip(estimates(policy), estimates("float32"), strict=True):
+        np.testing.assert_array_equal(seen, expected)
+
+
 def test_an_update_of_dense_layers_against_numpy(float64):
     model = keras.Sequential([keras.Input((5,)), L.Dense(4, "tanh", bias_initializer="ones"), L.Dense(3)])
     rule = build(model, examples=9)

@@ -156,7 +156,9 @@ class Feedback(keras.layers.Wrapper):
             uses = outer(position, [tf.ones_like(each) for each in weights], one, tf.ones_like)
             return tf.math.divide_no_nan(products, uses * tf.cast(tf.shape(noise)[0], kernel.dtype))
 
-        return [estimate(position, kernel) for position, kernel in enumerate(forward)]
+        # Sums over examples and positions are beyond float16's range, and beyond what bfloat16 can count to.
+        with _without_mixed_precision(self.layer):
+            return [estimate(position, kernel) for position, kernel in enumerate(forward)]
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return self.layer.compute_output_shape(input_shape)
@@ -182,3 +184,14 @@ def _without_activation(layer: keras.layers.Layer) -> Iterator[None]:
         yield
     finally:
         layer.activation = activation
+
+
+@contextlib.contextmanager
+def _without_mixed_precision(layer: keras.layers.Layer) -> Iterator[None]:
+    """Lets `layer` compute in the dtype of its variables while its call is traced."""
+    policy = layer.dtype_policy
+    layer.dtype_policy = layer.variable_dtype
+    try:
+        yield
+    finally:
+        layer.dtype_policy = policy

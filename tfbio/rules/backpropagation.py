@@ -28,7 +28,8 @@ def regularization(network: keras.Model, weights: tf.Tensor, dtype: tf.DType) ->
     """The network's own penalties, times the share of the global batch that is here, so that replicas sum to one."""
     if not network.losses:
         return tf.zeros((), dtype)
-    return tf.cast(tf.add_n(network.losses), dtype) * tf.cast(tf.reduce_sum(weights), dtype)
+    # Under mixed precision, penalties on outputs and on weights differ in dtype.
+    return tf.add_n([tf.cast(loss, dtype) for loss in network.losses]) * tf.cast(tf.reduce_sum(weights), dtype)
 
 
 @register

@@ -18,6 +18,10 @@ __all__ = ["LearningRule", "Rehearsal", "Update", "example_weights"]
 
 Pairs = list[tuple[tf.Tensor, keras.Variable]]
 
+# Layers that pass values on as they are, `Activation` only with a linear one.
+_LINEAR = keras.activations.linear
+_PASSING = (keras.layers.Activation, keras.layers.Flatten, keras.layers.Identity, keras.layers.Reshape)
+
 
 class Update(NamedTuple):
     """What a rule computes from one batch (or one replica's share of it).
@@ -229,13 +233,26 @@ def check_logits(model: keras.Model, loss: losses.Loss) -> None:
         )
     if not getattr(model, "outputs", None):
         return  # a subclassed model shows no last layer
-    layer = model.outputs[0]._keras_history.operation
-    while isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
-        layer = layer.outputs[0]._keras_history.operation
-    activation = getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__).lower()
+    layer = _output_layer(model)
+    activation = getattr(layer, "activation", layer)  # a layer may have another one as its activation, or be one
+    activation = getattr(activation, "__name__", type(activation).__name__).lower().removesuffix("_v2")  # tf.nn's
     if activation.replace("_", "") in {name.replace("_", "") for name in loss.contains}:  # keras.ops say LogSoftmax
         raise ValueError(
             f"Invalid value for `model`: expected logits as output, for {type(loss).__name__} contains the output "
             f"activation; layer {layer.name!r} of {model.name!r} ends in {activation}. Build it without: activation="
             "None (in keras.applications: classifier_activation=None)."
         )
+
+
+def _output_layer(model: keras.Model) -> Any:
+    """The layer whose values the model returns, looking into nested models and through what only passes them on."""
+    tensor = model.outputs[0]
+    while True:
+        history = tensor._keras_history
+        layer = history.operation
+        if isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
+            tensor = layer.outputs[history.tensor_index]
+        elif isinstance(layer, _PASSING) and getattr(layer, "activation", _LINEAR) is _LINEAR:
+            tensor = layer._inbound_nodes[history.node_index].input_tensors[0]
+        else:
+            return layer

@@ -63,8 +63,10 @@ class LearnedInverses(LearningRule):
         if min(_each(self.noise, 1)) < 0:
             raise ValueError(f"Invalid value for `noise`: expected numbers of at least 0, received {noise}.")
         self.reconstruction = one_of("reconstruction", reconstruction, RECONSTRUCTIONS)
-        if reconstruction == "drl" and 0 in _each(self.noise, 2)[1:]:
-            raise ValueError(f"Invalid value for `noise`: reconstruction='drl' needs some, received {noise}.")
+        if reconstruction in ("drl", "ldrl") and 0 in _each(self.noise, 2)[1:]:
+            raise ValueError(
+                f"Invalid value for `noise`: reconstruction={reconstruction!r} needs some, received {noise}."
+            )
         self.feedback_iterations = (
             feedback_iterations if isinstance(feedback_iterations, int) else tuple(feedback_iterations)
         )
@@ -113,10 +115,11 @@ class LearnedInverses(LearningRule):
     def _make_inverse(self, number: int, **options: Any) -> keras.Model:
         """The inverse of stage `number` (from 0), by the user's function or as its mirror image."""
         make = self.inverse
-        if make is None or isinstance(make, dict):
-            make = functools.partial(self.make_inverse, **(make or {}))
         stage, below = self.inverted[number], self.stages[number - 1]
-        result = make(stage, activation=inverses.output_activation(below), **options)
+        activation = inverses.output_activation(below)
+        if make is None or isinstance(make, dict):
+            make, options = self.make_inverse, {**(make or {}), **options}
+        result = make(stage, **{"activation": activation, **options})
         if result.output_shape[1:] != stage.input_shape[1:]:
             raise ValueError(
                 f"Invalid value for `inverse`: expected a model that returns the input of {stage.name!r}, of shape "
@@ -163,6 +166,8 @@ class LearnedInverses(LearningRule):
     def inverse_loss(self, number: int, h: tf.Tensor, u: tf.Tensor, weights: tf.Tensor, iteration: Any) -> tf.Tensor:
         """The loss of an inverse on a batch: a scalar."""
         inverse, count = self.inverses[number], len(self.stages)
+        if self.reconstruction in ("drl", "ldrl") and _is_random(self.inverted[number]):
+            u = self._image(number, h)  # of the noisy input's dropout: only what its noise makes of it shall differ
         error = RECONSTRUCTIONS[self.reconstruction](
             functools.partial(self._image, number),
             lambda image: wide(inverse(image, training=True)),
@@ -232,6 +237,11 @@ class LearnedInverses(LearningRule):
         if callable(inverse):
             inverse = keras.saving.serialize_keras_object(inverse)
         return {**{name: getattr(self, name) for name in names}, "inverse": inverse}
+
+
+def _is_random(path: keras.Model) -> bool:
+    """True if the model draws random numbers, as dropout does."""
+    return any(variable.name == "seed_generator_state" for variable in path.non_trainable_variables)
 
 
 def _each(value: Any, count: int) -> tuple:
