@@ -126,13 +126,13 @@ def test_fitting_labels_pass(name, y, output_shape):
     [
         ("softmax_cross_entropy", CLASSES, (None, 3), r"from 0 to 2.*received labels from 0 to 3"),
         ("softmax_cross_entropy", CLASSES - 1, (None, 4), r"from 0 to 3.*received labels from -1 to 2"),
-        ("softmax_cross_entropy", ONE_HOT, (None, 5), r"labels of shape \(batch, 5\).*received shape \(6, 4\)"),
+        ("softmax_cross_entropy", ONE_HOT, (None, 5), r"one-hot rows of shape \(batch, 5\).*received shape \(6, 4\)"),
         ("softmax_cross_entropy", np.zeros((6, 1, 4)), (None, 4), r"one-hot rows of shape \(batch, 4\).*\(6, 1, 4\)"),
         (
             "softmax_cross_entropy",
             CLASSES[:, None],
             (None, 4),
-            r"labels of shape \(batch, 4\).*received shape \(6, 1\)",
+            r"one-hot rows of shape \(batch, 4\).*received shape \(6, 1\)",
         ),
         ("sigmoid_cross_entropy", BITS, (None, 3), r"labels of shape \(batch, 3\).*received shape \(6, 4\)"),
         ("sigmoid_cross_entropy", CLASSES, (None, 4), r"labels of shape \(batch, 4\).*received shape \(6,\)"),

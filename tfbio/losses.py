@@ -117,10 +117,18 @@ class SoftmaxCrossEntropy(Loss):
         return tf.nn.softmax(_wide(outputs))
 
     def target(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """Distributions as they are, class numbers as one-hot rows.
+
+        Raises:
+            ValueError: `y` has neither shape.
+        """
         outputs = _wide(outputs)
+        classes = outputs.shape[-1]
         if len(y.shape) == len(outputs.shape):
+            if y.shape[-1] not in (None, classes):
+                raise _neither_classes_nor_rows(y, classes)
             return tf.cast(y, outputs.dtype)
-        return tf.one_hot(tf.cast(y, tf.int32), outputs.shape[-1], dtype=outputs.dtype)
+        return tf.one_hot(tf.cast(y, tf.int32), classes, dtype=outputs.dtype)
 
     def mistakes(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         labels = tf.argmax(self.target(y, outputs), axis=-1)
@@ -130,18 +138,22 @@ class SoftmaxCrossEntropy(Loss):
     def check_labels(self, y: Any, output_shape: tuple) -> None:
         y = tf.convert_to_tensor(y)
         classes = output_shape[-1]
-        if len(y.shape) == len(output_shape):
+        if len(y.shape) == len(output_shape) and y.shape[-1] == classes:
             return super().check_labels(y, output_shape)
         if len(y.shape) != len(output_shape) - 1:
-            raise ValueError(
-                f"Invalid value for `y`: expected class numbers of shape (batch,) or one-hot rows of shape (batch, "
-                f"{classes}), received shape {tuple(y.shape)}."
-            )
+            raise _neither_classes_nor_rows(y, classes)
         if tf.size(y) and (tf.reduce_min(y) < 0 or tf.reduce_max(y) >= classes):
             raise ValueError(
                 f"Invalid value for `y`: expected class numbers from 0 to {classes - 1}, for the model has {classes} "
                 f"outputs, received labels from {int(tf.reduce_min(y))} to {int(tf.reduce_max(y))}."
             )
+
+
+def _neither_classes_nor_rows(y: tf.Tensor, classes: int) -> ValueError:
+    return ValueError(
+        f"Invalid value for `y`: expected class numbers of shape (batch,) or one-hot rows of shape (batch, {classes}), "
+        f"received shape {tuple(y.shape)}. A column of class numbers is y[:, 0]."
+    )
 
 
 @register

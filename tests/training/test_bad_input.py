@@ -24,7 +24,7 @@ def data(x_shape=(12, 5), y=None):
         (data(x_shape=(12, 5, 1)), "expected inputs of shape"),
         (data(y=np.full(12, 4)), "from 0 to 3"),
         (data(y=np.full(12, -1)), "from 0 to 3"),
-        (data(y=np.zeros((12, 3))), "one number for each output"),
+        (data(y=np.zeros((12, 3))), "one-hot rows of shape"),
         (data(y=np.zeros((12, 2, 2))), "class numbers of shape"),
         (data().take(0), "empty"),
         (data().map(lambda x, y: x), "expected batches"),

@@ -14,6 +14,8 @@ from tfbio.training.optimizing import follow, remaining_gaps, together
 
 __all__ = ["Learner"]
 
+_ACCURACY = ("accuracy", "acc")
+
 
 @keras.saving.register_keras_serializable(package="tfbio")
 class Learner(keras.Model):
@@ -40,8 +42,12 @@ class Learner(keras.Model):
         Args:
             optimizer: as for Keras.
             loss: a `tfbio.losses` loss, name or config.
-            metrics: Keras metrics, of `(y, loss.predict(outputs))`.
+            metrics: Keras metrics, of `(y, loss.predict(outputs))`. `loss` is always there, and `error`, the share of
+                mistakes, if the loss classifies; `"accuracy"` is what is left of 1, whatever the labels look like.
             **kwargs: further arguments of `keras.Model.compile`.
+
+        Raises:
+            ValueError: the rule needs the `Trainer`; `"accuracy"` of a loss that does not classify.
         """
         if self.rule.model is not None:
             self.rule = type(self.rule).from_config(self.rule.get_config())
@@ -54,10 +60,16 @@ class Learner(keras.Model):
                 "feedback_iterations=1)."
             )
         super().compile(optimizer=optimizer, loss=None, metrics=None, **kwargs)
-        self._trackers = {"loss": keras.metrics.Mean(name="loss")}
-        if self.rule.loss.classifies:
-            self._trackers["error"] = keras.metrics.Mean(name="error")
-        self._extra = [keras.metrics.get(metric) for metric in metrics]
+        # Keras tells the kinds of accuracy apart by a loss of its own; alone, the name is that of plain equality.
+        others = [metric for metric in metrics if metric not in _ACCURACY]
+        names = ["loss", *["error"] * self.rule.loss.classifies, *["accuracy"] * (len(others) < len(metrics))]
+        if "accuracy" in names and not self.rule.loss.classifies:
+            raise ValueError(
+                f"Invalid value for `metrics`: 'accuracy' is of losses that classify, received it with "
+                f"{type(self.rule.loss).__name__}. Leave it out, or pass a Keras metric."
+            )
+        self._trackers = {name: keras.metrics.Mean(name=name) for name in names}
+        self._extra = [keras.metrics.get(metric) for metric in others]
         self.optimizer.build([*self.rule.forward_variables, *self.rule.feedback_variables])
 
     @property
@@ -67,6 +79,16 @@ class Learner(keras.Model):
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         x = x if self.preprocessing is None else self.preprocessing(x)
         return self.model(x, training=training)
+
+    def fit(self, x: Any = None, y: Any = None, *args, **kwargs) -> keras.callbacks.History:
+        """Keras's `fit`.
+
+        Raises:
+            ValueError: labels `y` that do not fit the model. Those in a data set are looked at by the `Trainer` alone.
+        """
+        if y is not None and getattr(self.model, "output_shape", None) is not None:
+            self.rule.loss.check_labels(tf.convert_to_tensor(y), self.model.output_shape)
+        return super().fit(x, y, *args, **kwargs)
 
     def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
         x, y, importance, weights = self._unpack(data)
@@ -95,9 +117,12 @@ class Learner(keras.Model):
         return x, y, importance, tf.math.divide_no_nan(importance, total)
 
     def _report(self, y: tf.Tensor, outputs: tf.Tensor, importance: tf.Tensor) -> dict[str, tf.Tensor]:
-        self._trackers["loss"].update_state(self.rule.loss.per_example(y, outputs), importance)
-        if "error" in self._trackers:
-            self._trackers["error"].update_state(self.rule.loss.mistakes(y, outputs), importance)
+        figures = {"loss": self.rule.loss.per_example(y, outputs)}
+        if self.rule.loss.classifies:
+            figures["error"] = self.rule.loss.mistakes(y, outputs)
+            figures["accuracy"] = 1.0 - figures["error"]
+        for name, tracker in self._trackers.items():
+            tracker.update_state(figures[name], importance)
         for metric in self._extra:
             metric.update_state(y, self.rule.loss.predict(outputs), importance)
         return {metric.name: metric.result() for metric in self.metrics}
