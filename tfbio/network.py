@@ -96,7 +96,8 @@ def stages(model: keras.Model, cuts: Sequence[str] | None = None) -> list[keras.
     Args:
         model: a functional or Sequential model with one output.
         cuts: names of layers to cut behind; None cuts before each weighted layer but the first, so that a stage is a
-            weighted layer with the activation, normalisation, pooling and reshaping that follow it, or a whole block.
+            weighted layer (or an embedding) with the activation, normalisation, pooling and reshaping that follow it,
+            or a whole block.
 
     Returns:
         Models $f_1, …, f_L$ with $f_L(…f_1(x)) = $ `model(x)`, built, in order.
@@ -146,14 +147,15 @@ def _segments(model: keras.Model) -> list[_Segment]:
     return segments
 
 
-def _has_kernels(layer: Any) -> bool:
-    return isinstance(layer, keras.layers.Layer) and not is_exact(layer)
+def _fills(layer: Any) -> bool:
+    """True if a stage holds one such layer: what has kernels, and an embedding, for the next kernel is not its own."""
+    return isinstance(layer, keras.layers.Embedding) or (isinstance(layer, keras.layers.Layer) and not is_exact(layer))
 
 
 def _default_boundaries(segments: list[_Segment]) -> list[int]:
     boundaries, filled = [], False
     for position, segment in enumerate(segments):
-        weighted = any(map(_has_kernels, segment.layers))
+        weighted = any(map(_fills, segment.layers))
         if weighted and filled:
             boundaries.append(position - 1)
         filled = filled or weighted

@@ -130,6 +130,19 @@ def test_penalties_on_weights_and_on_outputs_add_up_under_mixed_precision(make):
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
 
 
+@pytest.mark.parametrize("name", ["dfa", "drtp", "dtp", "sdtp", "ddtp"])
+def test_an_embedding_learns_without_the_kernels_above(name, float64):
+    """Embeddings of zeros: what is above them has the same activations, whatever the first kernel is."""
+    layers = [L.Embedding(20, 6, embeddings_initializer="zeros"), L.GlobalAveragePooling1D()]
+    layers += [L.Dense(7, "tanh", bias_initializer="random_normal"), L.Dense(3)]
+    model = keras.Sequential([keras.Input((4,), dtype="int32"), *layers])
+    rule, x = built(RULES[name], model), np.arange(24).reshape(6, 4) % 20
+    before = gradients(rule, x, Y)[0]
+    layers[2].kernel.assign(-2 * layers[2].kernel)
+    assert np.abs(before).max() > 0
+    np.testing.assert_allclose(gradients(rule, x, Y)[0], before, rtol=1e-12)
+
+
 @ALL
 def test_no_weights_means_the_mean(make, float64):
     rule = built(make, network("l2"))

@@ -51,6 +51,15 @@ def test_the_gap_shrinks_by_the_decay_each_step(name, decay, float64):
     assert np.abs(trainer.model.get_weights()[0] - start[0]).max() > 1e-3
 
 
+def test_the_gap_rests_while_gradients_are_accumulated(float64):
+    optimizer = keras.optimizers.SGD(0.1, weight_decay=0.5, gradient_accumulation_steps=4)
+    trainer = tfbio.Trainer(network(), "kp", optimizer, jit_compile=False)
+    before = gaps(trainer.rule)
+    trainer.fit(data("float64"), epochs=3, verbose=False)  # nine steps, two of which change weights
+    for old, new in zip(before, gaps(trainer.rule), strict=True):
+        np.testing.assert_allclose(new, 0.95**2 * old, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
 def test_the_decay_is_that_of_the_step_and_of_the_kernel(jit_compile, float64):
     """A learning rate that falls behind the second of three steps; a kernel that the optimizer lets alone."""

@@ -52,6 +52,26 @@ def test_equals_learner_fit(rule):
         np.testing.assert_allclose(history[name], expected[name], rtol=1e-4, err_msg=name)
 
 
+def test_it_ends_with_the_moving_averages_and_resumes_without(tmp_path):
+    x, y = arrays()
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+
+    def averaging():
+        return keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)
+
+    learner = tfbio.Learner(small_model(), "fa", preprocessing=keras.layers.Rescaling(1 / 255))
+    learner.compile(averaging(), jit_compile=False)
+    learner.fit(data, epochs=3, shuffle=False, verbose=0)
+    whole, first, second = (trainer_for("fa", averaging()) for _ in range(3))
+    whole.fit(data, epochs=3, verbose=False)
+    assert_same_weights(whole.model, learner.model, rtol=1e-5, atol=1e-6)
+    first.fit(data, epochs=1, checkpoints=Checkpoints(tmp_path), verbose=False)
+    second.restore(Checkpoints(tmp_path))
+    second.fit(data, epochs=3, verbose=False)
+    assert_same_weights(second.model, whole.model, rtol=0)
+    assert np.abs(second.model.get_weights()[0] - first.model.get_weights()[0]).max() > 1e-3
+
+
 def test_backpropagation_equals_keras_fit():
     x, y = arrays()
     model = small_model()

@@ -95,14 +95,18 @@ def together(tensors: Any) -> Any:
 def remaining_gaps(optimizer: keras.optimizers.Optimizer, followers: Followers) -> list[tf.Tensor]:
     """$(1 - λ) (w - b)$ for each pair $(b, w)$, to be read before `optimizer` takes its step.
 
-    $λ$ is what the optimizer's `weight_decay` takes off $w$ in this step, learning rate included.
+    $λ$ is what the optimizer's `weight_decay` takes off $w$ in this step, learning rate included: nothing in those
+    that only add to the gradients of the next one.
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     gaps = []
     for b, w in followers:
         gap = tf.convert_to_tensor(w) - tf.convert_to_tensor(b)
         if inner.weight_decay and inner._use_weight_decay(w):
-            gap -= gap * tf.cast(inner.weight_decay, gap.dtype) * tf.cast(inner.learning_rate, gap.dtype)
+            decayed = gap * tf.cast(inner.weight_decay, gap.dtype) * tf.cast(inner.learning_rate, gap.dtype)
+            if every := inner.gradient_accumulation_steps:
+                decayed *= tf.cast((tf.convert_to_tensor(inner._iterations) + 1) % every == 0, gap.dtype)
+            gap -= decayed
         gaps.append(gap)
     return gaps
 

@@ -43,7 +43,8 @@ class Trainer:
         model: a built Keras model that ends in logits. Under a strategy, made in its scope.
         rule: a `tfbio.rules` rule, name or config.
         optimizer: what `keras.optimizers.get` takes, for the model's variables. Its learning-rate schedule, clipping,
-            weight decay and moving averages work; clipping is of the global gradient.
+            weight decay and moving averages work; clipping is of the global gradient. As in Keras, `fit` ends with the
+            averages in the model, and a further `fit` of the same trainer starts there; checkpoints hold the weights.
         loss: a `tfbio.losses` loss, name or config.
         strategy: a `tf.distribute.Strategy`; None for the current one.
         jit_compile: compile with XLA: `True`, `False`, or `"auto"`: without a strategy.
@@ -122,6 +123,7 @@ class Trainer:
                 self.feedback_optimizer = make_optimizer(
                     feedback_optimizer, feedback, self.strategy, "feedback_optimizer", mixed
                 )
+            self._optimized = [(self.optimizer, forward), *[(self.feedback_optimizer, feedback)] * bool(feedback)]
             self.step = self.rule.step
             self.averages = Averages(self.loss)
             self._evaluation = Averages(self.loss)
@@ -218,8 +220,15 @@ class Trainer:
                 self._save(checkpoints, received)
         if checkpoints is not None and self.step.numpy():
             checkpoints.save(self.state, int(self.step.numpy()), self.workers)
+        self._put_averages()
         hooks.on_train_end()
         return next(c for c in hooks.callbacks if isinstance(c, keras.callbacks.History))
+
+    def _put_averages(self) -> None:
+        """Ends with the weights' moving averages where an optimizer keeps some, as Keras does."""
+        for optimizer, variables in self._optimized:
+            if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
+                optimizer.finalize_variable_values(variables)
 
     def _train_epoch(self, feed, loop, epoch, hooks, stops, checkpoints, received) -> None:
         """The rest of an epoch, loop by loop."""
