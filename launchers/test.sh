@@ -7,7 +7,8 @@ prepare_environment dev
 
 cd "$root"
 workers=$(cores)
-if [ "$workers" -gt 8 ]; then
-    workers=8 # each takes about a gigabyte of memory
+if [ -r /proc/meminfo ]; then # a worker may come to four gigabytes: networks of the papers, and all that XLA compiled
+    room=$(awk '/^MemAvailable/ { print int($2 / 4e6) }' /proc/meminfo)
+    workers=$((room < 1 ? 1 : room < workers ? room : workers))
 fi
 exec "$python" -m pytest -n "$workers" --dist worksteal "$@"
