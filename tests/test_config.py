@@ -170,6 +170,17 @@ def test_bad_configurations(files, params, message, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+def test_the_configuration_of_a_run_is_that_of_its_last_training(tmp_path):
+    """A second call that trains nothing leaves it alone."""
+    first = ["train.epochs=1", "train.alignment=False", "train.jit_compile=False"]
+    config.run_train(["quickstart.gin"], first, str(tmp_path), quiet=True)
+    before = (tmp_path / "config.gin").read_text()
+    config.run_train(["quickstart.gin"], [*first, "train.evaluate_on=()"], str(tmp_path), quiet=True)
+    assert (tmp_path / "config.gin").read_text() == before
+    config.run_train(["quickstart.gin"], [*first, "train.epochs=2", "train.evaluate_on=()"], str(tmp_path), quiet=True)
+    assert "train.epochs = 2" in (tmp_path / "config.gin").read_text()
+
+
 def test_a_folder_of_runs_does_not_hide_the_gin_tree(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)

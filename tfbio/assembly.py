@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tfbio import data, models, rules
+from tfbio import data, description, models, rules
 from tfbio.training import Trainer
 from tfbio.training.strategies import make_strategy
 
@@ -116,32 +116,27 @@ class Assembly:
         trainer = self.trainer
         optimizers = {"optimizer": trainer.optimizer, "feedback_optimizer": trainer.feedback_optimizer}
         optimizers = {name: keras.saving.serialize_keras_object(o) for name, o in optimizers.items() if o is not None}
-        description = {
+        content = {
             "dataset": {"set": self.info.name, "examples": self.info.examples, "shape": list(self.info.shape)},
             "preprocessing": self.info.preprocessing.get_config(),
+            "batches": description.batches(self.train_data),
+            "network": description.network(trainer.model),
             "model": [[variable.name, list(variable.shape)] for variable in trainer.model.variables],
             "rule": {"class_name": type(trainer.rule).__name__, **trainer.rule.get_config()},
             **{name: {"class_name": o["class_name"], **o["config"]} for name, o in optimizers.items()},
             "loss": type(trainer.loss).__name__,
             "batch_size": self.run.batch_size,
+            "accumulation_steps": self.run.accumulation_steps,
             "seed": self.run.seed,
             "precision": self.run.precision,
         }
-        return _nameless(json.loads(json.dumps(description, default=str)))
+        return description.nameless(json.loads(json.dumps(content, default=str)))
 
     def labels(self) -> dict[str, str]:
         if self.run.labels:
             return dict(self.run.labels)
         rule = type(self.trainer.rule).__name__
         return {"dataset": self.info.name, "network": self.trainer.model.name, "rule": rule}
-
-
-def _nameless(config: Any) -> Any:
-    """Plain data without the names that Keras numbers by what else a process has made ("adam_5")."""
-    if isinstance(config, dict):
-        kept = {key: value for key, value in config.items() if key != "name" or not isinstance(value, str)}
-        return {key: _nameless(value) for key, value in kept.items()}
-    return [_nameless(entry) for entry in config] if isinstance(config, list) else config
 
 
 def _made(part: Any, kind: type) -> Any:

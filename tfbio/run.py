@@ -44,7 +44,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
         workdir: the run directory; made if need be.
         run: the settings. A directory that holds another run is refused; more `epochs` go on from its end.
         quiet: print nothing.
-        on_built: called once everything is built and the directory is this run's, before the first step.
+        on_built: called once everything is built, the directory is this run's and there is something left to train.
 
     Returns:
         The content of `result.json`. Every one of several workers calls this, on a directory that all of them see, and
@@ -62,14 +62,14 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     chief = trainer.workers.chief
     quiet = quiet or not chief
     claim(folder, parts.describe(), write=chief)
-    if on_built is not None and chief:
-        on_built()
     checkpoints = Checkpoints(str(folder / "checkpoints"), run.checkpoint_steps, run.checkpoint_seconds)
     step = trainer.restore(checkpoints)
     result = read_json(folder / "result.json")
     trainer.workers.agree(0)  # all have read what the chief changes from here on
     if result is not None and result["epochs"] >= run.epochs:
         return result
+    if on_built is not None and chief:
+        on_built()
     if step and not quiet:
         print(f"going on from step {step} ({checkpoints.last})", flush=True)
     if chief:
@@ -207,7 +207,8 @@ def _alignment(parts: Assembly, path: str) -> Alignment | None:
 
 def _best(run: Run, history: list[dict], figure: str) -> dict[str, Any] | None:
     """The epoch with the smallest `figure`, an error (loss, of regressions) on `select_on`, if that was evaluated."""
-    if figure not in history[-1]:
+    history = [line for line in history if figure in line]
+    if not history:
         return None
     line = min(history, key=lambda line: line[figure])
     figures = {kind: line[kind] for kind in ("test_error", "test_loss") if kind in line}
