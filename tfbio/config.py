@@ -22,6 +22,7 @@ from tfbio import data, feedback, losses, models, optimizers, rules
 from tfbio import run as runs
 from tfbio import study as studies
 from tfbio.files import is_remote
+from tfbio.training.strategies import is_there
 
 __all__ = ["ConfigError", "load_run", "run_export", "run_evaluate", "run_study", "run_train", "train_cell"]
 
@@ -162,7 +163,10 @@ def train_cell(gin_files: Sequence[str], bindings: Sequence[str], workdir: str) 
 
 
 def run_evaluate(workdir: str, params: Sequence[str], split: str, best: bool) -> dict[str, float]:
-    """The figures of a run directory on a split; `params` may rebind, say, `load.data_dir`."""
+    """The figures of a run directory on a split; `params` may rebind, say, `load.data_dir`.
+
+    What was trained by many processes, or on a TPU, is evaluated and exported on one device where these are not there.
+    """
     return runs.evaluate(workdir, _recorded_run(workdir, params), split, best)
 
 
@@ -177,7 +181,11 @@ def _recorded_run(workdir: str, params: Sequence[str]) -> runs.Run:
     if not file.exists():
         raise runs.WorkdirError(f"{workdir} is no run directory: it has no config.gin. Train there first: tfbio train.")
     parse([str(file)], params)
-    return load_run()
+    run = load_run()
+    asked = any(param.partition("=")[0].strip().endswith("train.strategy") for param in params)
+    if not asked and not is_there(run.strategy, run.tpu):
+        run.strategy = "one_device"
+    return run
 
 
 def run_study(gin_files: Sequence[str], params: Sequence[str], workdir: str, workers: int | None) -> str:
