@@ -163,12 +163,20 @@ def test_every_study_names_files_that_exist(file):
         (["runs/base.gin"], [], "train.load set to.*REQUIRED.*Include a file"),
         (["quickstart.gin"], ["train.epochs=0"], "epochs"),
         (["quickstart.gin"], ["train.select_on='train'"], "select_on"),
+        (["quickstart.gin"], ['train.evaluate_on=("test",'], 'bracket.*never closed .reading.*"test"'),
+        (["quickstart.gin"], ["import no_such_module"], "no_such_module"),
     ],
 )
 def test_bad_configurations(files, params, message, tmp_path):
     with pytest.raises(config.ConfigError, match=message):
         config.run_train(files, params, str(tmp_path / "w"), quiet=True)
     assert not (tmp_path / "w").exists()
+
+
+def test_a_study_without_one(tmp_path):
+    with pytest.raises(config.ConfigError, match=r"study\.axes`, received quickstart\.gin\. .*tfbio train"):
+        config.run_study(["quickstart.gin"], [], str(tmp_path / "s"), None)
+    assert not (tmp_path / "s").exists()
 
 
 def test_the_configuration_of_a_run_is_that_of_its_last_training(tmp_path):

@@ -216,6 +216,10 @@ def test_epochs_trained_again_are_not_seen_twice(tmp_path):
     ("option", "message"),
     [
         ({"epochs": 0}, "epochs"),
+        ({"batch_size": "64"}, "`batch_size`: expected a positive int, received '64'"),
+        ({"batch_size": 64.0}, "`batch_size`"),
+        ({"checkpoint_steps": 0}, "`checkpoint_steps`: expected a positive int or None, received 0"),
+        ({"alignment_steps": 0}, "`alignment_steps`"),
         ({"evaluate_on": "test"}, "evaluate_on"),
         ({"select_on": "train"}, "select_on"),
         ({"patience": 1, "select_on": "validation"}, "aside"),
@@ -225,6 +229,24 @@ def test_epochs_trained_again_are_not_seen_twice(tmp_path):
 def test_bad_settings(tmp_path, option, message):
     with pytest.raises(ValueError, match=message):
         train(str(tmp_path), settings(**option), quiet=True)
+
+
+def test_a_data_set_of_one_s_own_needs_the_documented_arguments_only(tmp_path):
+    def load(split, batch_size, seed, shuffle=None):
+        return tfbio.data.load("digits", split, batch_size, seed=seed, shuffle=shuffle)
+
+    assert "test_error" in train(str(tmp_path), settings(load=load, epochs=1), quiet=True)["final"]
+
+
+def test_splits_that_can_not_be_loaded_are_said_before_training(tmp_path):
+    def load(split, **options):
+        if split == "test":
+            raise tfbio.data.DataNotFoundError("no test data here")
+        return tfbio.data.load("digits", split, **options)
+
+    with pytest.raises(tfbio.data.DataNotFoundError, match="no test data"):
+        train(str(tmp_path), settings(load=load, evaluate_on=()), quiet=True)
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_evaluate_needs_a_run(tmp_path):

@@ -1,5 +1,6 @@
 """A run's settings, and its parts: the place where data, model, rule, optimizer and strategy meet. It knows no gin."""
 
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ class Run:
     """The settings of a run.
 
     Attributes:
-        load: the data set: called with `split`, `batch_size`, `seed` and `shuffle`, as `tfbio.data.load`.
+        load: the data set, as `tfbio.data.load`: called with `split`, `batch_size` and `seed`, and to evaluate with
+            `shuffle=False` too, and with `augmentation=None` and `drop_remainder=False` if it takes these.
         model: the network: called with `input_shape` and `classes`, returns a plain Keras model with logits out.
         rule: a `tfbio.rules` rule, name or config, or a function that makes one.
         optimizer: for the model's variables: a name or config, or a function that makes one.
@@ -72,8 +74,11 @@ class Run:
     labels: dict[str, str] | None = None
 
     def __post_init__(self):
-        if not isinstance(self.epochs, int) or self.epochs < 1:
-            raise ValueError(f"Invalid value for `epochs`: expected a positive int, received {self.epochs!r}.")
+        for name in ("epochs", "batch_size", "alignment_steps", "checkpoint_steps"):
+            value, optional = getattr(self, name), name.endswith("_steps")
+            if not (isinstance(value, int) and value >= 1 or optional and value is None):
+                expected = "a positive int or None" if optional else "a positive int"
+                raise ValueError(f"Invalid value for `{name}`: expected {expected}, received {value!r}.")
         for name, value in {"evaluate_on": self.evaluate_on, "select_on": (self.select_on,)}.items():
             if isinstance(value, str) or not set(value) <= {"validation", "test"}:
                 raise ValueError(
@@ -108,8 +113,12 @@ class Assembly:
         """A split for evaluation: in order, as it is; None for a validation split that was not set aside."""
         if name not in self.info.splits:
             return None
-        plain = {"augmentation": None, "shuffle": False, "drop_remainder": False}
-        return self.run.load(split=name, batch_size=_EVALUATION_BATCH, seed=self.run.seed, **plain)[0]
+        plain = {"augmentation": None, "drop_remainder": False}
+        parameters = inspect.signature(self.run.load).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            plain = {name: value for name, value in plain.items() if name in parameters}
+        options = {"batch_size": _EVALUATION_BATCH, "seed": self.run.seed, "shuffle": False, **plain}
+        return self.run.load(split=name, **options)[0]
 
     def describe(self) -> dict[str, Any]:
         """What makes this run what it is: another run may not go on in its directory."""

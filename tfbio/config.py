@@ -9,6 +9,7 @@ Files are found by path, or by their name in the `gin/` folder that is installed
 
 import difflib
 import logging
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,13 @@ def parse(files: Sequence[str], params: Sequence[str]) -> str:
         gin.add_config_file_search_path(str(folder))
     for file in files:
         _check_exists(file)
+    given = " ".join([*files, *params])
     logging.disable(logging.ERROR)  # gin logs an error for each folder of the search path that lacks the file
     try:
         gin.parse_config_files_and_bindings(list(files), list(params), finalize_config=True, skip_unknown=False)
-    except (ValueError, TypeError, OSError, SyntaxError, RuntimeError, AttributeError) as error:
-        given = " ".join([*files, *params])
+    except tokenize.TokenError as error:
+        raise ConfigError(f"A bracket or a quotation mark is opened and never closed (reading {given}).") from error
+    except (ValueError, TypeError, OSError, SyntaxError, RuntimeError, AttributeError, ImportError) as error:
         hint = " Include a file that sets it, or pass it as --gin_param." if "REQUIRED" in str(error) else ""
         raise ConfigError(f"{_sentence(error)} (reading {given}){hint}") from error
     finally:
@@ -193,11 +196,19 @@ def run_study(gin_files: Sequence[str], params: Sequence[str], workdir: str, wor
 
     Returns:
         The report, in Markdown.
+
+    Raises:
+        ConfigError: as `parse`, or there is no study in it; further errors as `tfbio.study.study`.
     """
     own = [param for param in params if param.startswith("study.")]
     parse(gin_files, own)
     cells = [param for param in params if param not in own]
     asked = gin.get_bindings("study")
+    if "axes" not in asked:
+        raise ConfigError(
+            f"Invalid value for `gin_file`: expected one that binds `study.axes`, received {', '.join(gin_files)}. "
+            "There are some in studies/ of the gin tree; a single run is trained by tfbio train."
+        )
     arguments = {"run_cell": train_cell, "params": [*_as_list(asked.get("params", ())), *cells]}
     if workers is not None:
         arguments["workers"] = workers

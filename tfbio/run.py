@@ -75,9 +75,11 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     if chief:
         (folder / "result.json").unlink(missing_ok=True)
 
-    held_out = {_prefix(name): parts.split(name) for name in run.evaluate_on}
-    held_out = {name: split for name, split in held_out.items() if split is not None}
-    measures = _alignment(parts, str(folder / "alignment.jsonl") if chief else os.devnull)
+    # All of them now, those of the end too: what can't be loaded is then no news after hours of training.
+    splits = {name: parts.split(name) for name in ("train", "validation", "test")}
+    splits = {name: split for name, split in splits.items() if split is not None}
+    held_out = {_prefix(name): splits[name] for name in run.evaluate_on if name in splits}
+    measures = _alignment(parts, splits["train"], str(folder / "alignment.jsonl") if chief else os.devnull)
     lines = folder / "metrics.jsonl"
     before = [line for line in read_lines(lines) if line["step"] <= step]  # later epochs are trained again
     writers = [JsonLines(str(lines)), TensorBoardScalars(str(folder / "tensorboard"))]
@@ -98,10 +100,8 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
 
     history = read_lines(lines)
     final = {}
-    for name in ("train", "validation", "test"):
-        split = parts.split(name)
-        if split is not None:
-            final.update({f"{_prefix(name)}_{key}": value for key, value in trainer.evaluate(split).items()})
+    for name, split in splits.items():
+        final.update({f"{_prefix(name)}_{key}": value for key, value in trainer.evaluate(split).items()})
     measured = measures.measure() if measures else None
     result = {
         "format": 1,
@@ -197,10 +197,10 @@ def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.call
     return Replayed(callback, history)
 
 
-def _alignment(parts: Assembly, path: str) -> Alignment | None:
+def _alignment(parts: Assembly, examples: Any, path: str) -> Alignment | None:
     if not (parts.run.alignment or parts.run.alignment_steps):
         return None
-    x, y = first_batch(parts.split("train"))
+    x, y = first_batch(examples)
     trainer, every = parts.trainer, parts.run.alignment_steps
     return Alignment(trainer.rule, trainer.preprocessing(x), y, trainer.strategy, every, path if every else None)
 
