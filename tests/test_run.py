@@ -222,6 +222,7 @@ def test_epochs_trained_again_are_not_seen_twice(tmp_path):
         ({"alignment_steps": 0}, "`alignment_steps`"),
         ({"evaluate_on": "test"}, "evaluate_on"),
         ({"select_on": "train"}, "select_on"),
+        ({"select_on": "test", "evaluate_on": ("validation",)}, '`select_on`.*Add "test" to evaluate_on'),
         ({"patience": 1, "select_on": "validation"}, "aside"),
         ({"strategy": "many"}, "strategy"),
     ],

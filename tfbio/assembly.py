@@ -39,7 +39,8 @@ class Run:
         precision: Keras's dtype policy: "float32", "mixed_bfloat16" (TPUs, recent GPUs), "mixed_float16", "float64".
         evaluate_on: splits to evaluate after every epoch, of "validation" and "test".
         select_on: the split whose error chooses the best epoch, the weights of which are kept apart: "validation"
-            (used when there is one), or "test", which makes the figure optimistic; it is named so wherever it is shown.
+            (used when there is one), or "test", which `evaluate_on` must name then and which makes the figure
+            optimistic; it is named so wherever it is shown.
         patience: stop after so many epochs without a better loss on `select_on`; None trains all epochs.
         alignment: measure after every epoch how far the rule is from backpropagation (`tfbio.analysis.alignment`).
         alignment_steps: measure it after every so many steps too, into `alignment.jsonl`.
@@ -84,6 +85,11 @@ class Run:
                 raise ValueError(
                     f"Invalid value for `{name}`: expected splits of 'validation' and 'test', received {value!r}."
                 )
+        if self.select_on == "test" and "test" not in self.evaluate_on:
+            raise ValueError(
+                "Invalid value for `select_on`: expected a split that is evaluated after every epoch, received 'test' "
+                f'with evaluate_on={tuple(self.evaluate_on)}. Add "test" to evaluate_on.'
+            )
 
 
 class Assembly:

@@ -177,7 +177,7 @@ def _restored(workdir: str, run: Run, best: bool = False) -> Assembly:
         if not (folder / _BEST).exists():
             raise WorkdirError(
                 f"{folder} holds no best weights: nothing selected an epoch. Set validation examples aside and name "
-                "them in `evaluate_on`, or name select_on='test'."
+                "them in `evaluate_on`, or name 'test' there and in `select_on`."
             )
         with tempfile.TemporaryDirectory() as local:
             weights = (folder / _BEST).copy(Path(local) / _BEST)  # Keras reads local files
