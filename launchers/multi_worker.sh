@@ -5,7 +5,8 @@
 #   bash launchers/multi_worker.sh --dry_run N train ...     only prints what it would do
 #
 # The first process writes the run directory and reports here; what the others say is in WORKDIR/workers/, or, without a
-# --workdir, in runs/workers/. If one process fails, the others are stopped; the same command goes on.
+# --workdir, in runs/workers/. If one process fails, the others are stopped; the same command goes on. Ctrl-C and SIGTERM
+# stop all, which save a checkpoint first; the exit code is 130 or 143 then.
 # PORT is that of the first process (22222), the others count up from it.
 set -euo pipefail
 
@@ -35,11 +36,12 @@ for ((i = 0; i < count; i++)); do
 done
 
 processes=()
+interrupted=
 stop() { # a signal to this script is one to all processes, which then save together
-    kill -"${1:-TERM}" "${processes[@]}" 2>/dev/null || true
+    kill -TERM ${processes[@]+"${processes[@]}"} 2>/dev/null || true
 }
-trap 'stop TERM' TERM
-trap 'stop INT' INT
+trap stop TERM
+trap 'interrupted=1; stop' INT # as SIGTERM: what a script starts in the background ignores SIGINT
 
 start() { # INDEX ARGUMENTS...
     local index=$1
@@ -72,11 +74,14 @@ while [ ${#processes[@]} -gt 0 ]; do
             wait "$process" || status=$?
             if [ "$status" != 0 ] && [ "$code" = 0 ]; then
                 code=$status
-                stop TERM
+                stop
             fi
         fi
     done
     processes=(${running[@]+"${running[@]}"})
-    sleep 0.2
+    sleep 0.2 || true # a Ctrl-C on the terminal ends it, too
 done
+if [ -n "$interrupted" ] && [ "$code" = 143 ]; then
+    code=130
+fi
 exit "$code"

@@ -12,6 +12,7 @@ import pytest
 import tfbio
 from tfbio import config
 from tfbio.assembly import Assembly
+from tfbio.training import strategies
 
 TREE = Path(tfbio.__file__).parent.parent / "gin"
 FILES = sorted(str(path.relative_to(TREE)) for path in TREE.rglob("*.gin"))
@@ -162,12 +163,44 @@ def test_every_study_names_files_that_exist(file):
         (["runs/base.gin"], [], "train.load set to.*REQUIRED.*Include a file"),
         (["quickstart.gin"], ["train.epochs=0"], "epochs"),
         (["quickstart.gin"], ["train.select_on='train'"], "select_on"),
+        (["quickstart.gin"], ['train.evaluate_on=("test",'], 'bracket.*never closed .reading.*"test"'),
+        (["quickstart.gin"], ["import no_such_module"], "no_such_module"),
     ],
 )
 def test_bad_configurations(files, params, message, tmp_path):
     with pytest.raises(config.ConfigError, match=message):
         config.run_train(files, params, str(tmp_path / "w"), quiet=True)
     assert not (tmp_path / "w").exists()
+
+
+def test_a_study_without_one(tmp_path):
+    with pytest.raises(config.ConfigError, match=r"study\.axes`, received quickstart\.gin\. .*tfbio train"):
+        config.run_study(["quickstart.gin"], [], str(tmp_path / "s"), None)
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_configuration_of_a_run_is_that_of_its_last_training(tmp_path):
+    """A second call that trains nothing leaves it alone."""
+    first = ["train.epochs=1", "train.alignment=False", "train.jit_compile=False"]
+    config.run_train(["quickstart.gin"], first, str(tmp_path), quiet=True)
+    before = (tmp_path / "config.gin").read_text()
+    config.run_train(["quickstart.gin"], [*first, "train.evaluate_on=()"], str(tmp_path), quiet=True)
+    assert (tmp_path / "config.gin").read_text() == before
+    config.run_train(["quickstart.gin"], [*first, "train.epochs=2", "train.evaluate_on=()"], str(tmp_path), quiet=True)
+    assert "train.epochs = 2" in (tmp_path / "config.gin").read_text()
+
+
+@pytest.mark.parametrize(("strategy", "where"), [("multi_worker", "TF_CONFIG"), ("tpu", "TPU_NAME")])
+def test_what_a_cluster_or_a_tpu_trained_is_evaluated_and_exported_without(strategy, where, tmp_path, monkeypatch):
+    monkeypatch.delenv(where, raising=False)
+    (tmp_path / "config.gin").write_text(f'include "quickstart.gin"\ntrain.strategy = {strategy!r}\n')
+    assert config._recorded_run(str(tmp_path), ["load.validation=0"]).strategy == "one_device"
+    for named in ("mirrored", strategy):
+        params = [f"train.strategy = {named!r}"]
+        assert config._recorded_run(str(tmp_path), params).strategy == named
+    monkeypatch.setattr(strategies, "_tpu", lambda address: None)
+    monkeypatch.setenv(where, "there is one")
+    assert config._recorded_run(str(tmp_path), []).strategy == strategy
 
 
 def test_a_folder_of_runs_does_not_hide_the_gin_tree(tmp_path, monkeypatch):

@@ -46,8 +46,8 @@ def folder(tmp_path):
 
 def start(folder, *arguments, **environment):
     command = ["bash", "launchers/multi_worker.sh", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, env={**os.environ, **environment}, **pipes)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen(command, cwd=folder, env={**os.environ, **environment}, **options)
 
 
 def test_every_process_is_told_of_the_others(folder):
@@ -71,14 +71,22 @@ def test_a_failure_stops_the_others(folder, failing):
     assert process.returncode == 7, errors
 
 
-def test_a_signal_reaches_all(folder):
+@pytest.mark.parametrize(
+    ("send", "number", "code"),
+    [
+        (os.kill, signal.SIGTERM, 143),
+        (os.kill, signal.SIGINT, 130),
+        (os.killpg, signal.SIGINT, 130),  # as a terminal does on Ctrl-C
+    ],
+)
+def test_a_signal_reaches_all(folder, send, number, code):
     process = start(folder, "2", "train", WAIT="yes")
     deadline = time.monotonic() + 30
     while len(list(folder.glob("waiting-*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    send(process.pid, number)
     process.communicate(timeout=60)
-    assert process.returncode == 143
+    assert process.returncode == code
     assert len(list(folder.glob("stopped-*"))) == 2
 
 

@@ -31,6 +31,15 @@ def small(input_shape, classes):
     return tfbio.models.fully_connected(input_shape, classes, units=(12,))
 
 
+def rectified(input_shape, classes):
+    return tfbio.models.fully_connected(input_shape, classes, units=(12,), activation="relu")
+
+
+def loads(**settings):
+    """A data set with settings of its own, which those of a call come before, as gin has it."""
+    return lambda **options: tfbio.data.load("digits", **{**settings, **options})
+
+
 def held_out(**options):
     return tfbio.data.load("digits", validation=200, **options)
 
@@ -104,15 +113,48 @@ def test_a_finished_run_is_not_run_again_and_more_epochs_go_on(tmp_path):
         ({"rule": "fa"}, "rule"),
         ({"seed": 5}, "seed"),
         ({"batch_size": 32}, "batch_size"),
-        ({"optimizer": "sgd"}, "optimizer"),
+        ({"optimizer": "sgd"}, "optimizer.class_name was 'Adam', is now 'SGD'"),
+        ({"model": rectified}, "network.*activation was 'tanh', is now 'relu'"),
+        ({"load": loads(augmentation="crop")}, "batches.augmentation was None, is now 'crop'"),
+        ({"load": loads(shuffle=False)}, "batches.shuffle was True, is now False"),
+        ({"load": loads(drop_remainder=True)}, "batches.steps_per_epoch was 23, is now 22"),
+        ({"load": loads(normalization="centered")}, "preprocessing"),
+        ({"accumulation_steps": 2}, "accumulation_steps"),
     ],
 )
-def test_a_directory_of_another_run_is_refused_untouched(tmp_path, change, key):
-    train(str(tmp_path), settings(), quiet=True)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+def test_a_directory_of_another_run_is_refused_untouched(finished, change, key):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     with pytest.raises(WorkdirError, match=f"other settings.*{key}.*Choose another"):
-        train(str(tmp_path), settings(**change), quiet=True)
-    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        train(str(finished), settings(**{"epochs": 3, **change}), quiet=True)
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    train(str(folder), settings(epochs=1), quiet=True)
+    return folder
+
+
+def test_a_directory_from_before_these_were_described_is_compared_by_what_it_has(tmp_path):
+    first = train(str(tmp_path), settings(epochs=1), quiet=True)
+    described = json.loads((tmp_path / "run.json").read_text())
+    for key in ("batches", "network", "accumulation_steps"):
+        del described[key]
+    (tmp_path / "run.json").write_text(json.dumps(described))
+    keras.layers.InputLayer((1,))  # so that Keras counts on
+    assert train(str(tmp_path), settings(epochs=1), quiet=True) == first
+    assert train(str(tmp_path), settings(epochs=2), quiet=True)["epochs"] == 2
+    with pytest.raises(WorkdirError, match="seed was 0, is now 1"):
+        train(str(tmp_path), settings(seed=1), quiet=True)
+
+
+def test_a_split_that_is_evaluated_from_some_epoch_on_selects_among_these(tmp_path):
+    train(str(tmp_path), settings(load=held_out, evaluate_on=(), epochs=1), quiet=True)
+    best = train(str(tmp_path), settings(load=held_out, evaluate_on=("validation",), epochs=2), quiet=True)["best"]
+    assert best["epoch"] == 2 and (tmp_path / "best.weights.h5").exists()
+    best = train(str(tmp_path), settings(load=held_out, evaluate_on=(), epochs=3), quiet=True)["best"]
+    assert best["epoch"] == 2  # its weights are still there
 
 
 def test_best_is_selected_on_validation_and_on_test_only_by_name(tmp_path):
@@ -174,8 +216,13 @@ def test_epochs_trained_again_are_not_seen_twice(tmp_path):
     ("option", "message"),
     [
         ({"epochs": 0}, "epochs"),
+        ({"batch_size": "64"}, "`batch_size`: expected a positive int, received '64'"),
+        ({"batch_size": 64.0}, "`batch_size`"),
+        ({"checkpoint_steps": 0}, "`checkpoint_steps`: expected a positive int or None, received 0"),
+        ({"alignment_steps": 0}, "`alignment_steps`"),
         ({"evaluate_on": "test"}, "evaluate_on"),
         ({"select_on": "train"}, "select_on"),
+        ({"select_on": "test", "evaluate_on": ("validation",)}, '`select_on`.*Add "test" to evaluate_on'),
         ({"patience": 1, "select_on": "validation"}, "aside"),
         ({"strategy": "many"}, "strategy"),
     ],
@@ -183,6 +230,24 @@ def test_epochs_trained_again_are_not_seen_twice(tmp_path):
 def test_bad_settings(tmp_path, option, message):
     with pytest.raises(ValueError, match=message):
         train(str(tmp_path), settings(**option), quiet=True)
+
+
+def test_a_data_set_of_one_s_own_needs_the_documented_arguments_only(tmp_path):
+    def load(split, batch_size, seed, shuffle=None):
+        return tfbio.data.load("digits", split, batch_size, seed=seed, shuffle=shuffle)
+
+    assert "test_error" in train(str(tmp_path), settings(load=load, epochs=1), quiet=True)["final"]
+
+
+def test_splits_that_can_not_be_loaded_are_said_before_training(tmp_path):
+    def load(split, **options):
+        if split == "test":
+            raise tfbio.data.DataNotFoundError("no test data here")
+        return tfbio.data.load("digits", split, **options)
+
+    with pytest.raises(tfbio.data.DataNotFoundError, match="no test data"):
+        train(str(tmp_path), settings(load=load, evaluate_on=()), quiet=True)
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_evaluate_needs_a_run(tmp_path):

@@ -1,5 +1,6 @@
 """A run's settings, and its parts: the place where data, model, rule, optimizer and strategy meet. It knows no gin."""
 
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tfbio import data, models, rules
+from tfbio import data, description, models, rules
 from tfbio.training import Trainer
 from tfbio.training.strategies import make_strategy
 
@@ -21,7 +22,8 @@ class Run:
     """The settings of a run.
 
     Attributes:
-        load: the data set: called with `split`, `batch_size`, `seed` and `shuffle`, as `tfbio.data.load`.
+        load: the data set, as `tfbio.data.load`: called with `split`, `batch_size` and `seed`, and to evaluate with
+            `shuffle=False` too, and with `augmentation=None` and `drop_remainder=False` if it takes these.
         model: the network: called with `input_shape` and `classes`, returns a plain Keras model with logits out.
         rule: a `tfbio.rules` rule, name or config, or a function that makes one.
         optimizer: for the model's variables: a name or config, or a function that makes one.
@@ -37,7 +39,8 @@ class Run:
         precision: Keras's dtype policy: "float32", "mixed_bfloat16" (TPUs, recent GPUs), "mixed_float16", "float64".
         evaluate_on: splits to evaluate after every epoch, of "validation" and "test".
         select_on: the split whose error chooses the best epoch, the weights of which are kept apart: "validation"
-            (used when there is one), or "test", which makes the figure optimistic; it is named so wherever it is shown.
+            (used when there is one), or "test", which `evaluate_on` must name then and which makes the figure
+            optimistic; it is named so wherever it is shown.
         patience: stop after so many epochs without a better loss on `select_on`; None trains all epochs.
         alignment: measure after every epoch how far the rule is from backpropagation (`tfbio.analysis.alignment`).
         alignment_steps: measure it after every so many steps too, into `alignment.jsonl`.
@@ -72,13 +75,21 @@ class Run:
     labels: dict[str, str] | None = None
 
     def __post_init__(self):
-        if not isinstance(self.epochs, int) or self.epochs < 1:
-            raise ValueError(f"Invalid value for `epochs`: expected a positive int, received {self.epochs!r}.")
+        for name in ("epochs", "batch_size", "alignment_steps", "checkpoint_steps"):
+            value, optional = getattr(self, name), name.endswith("_steps")
+            if not (isinstance(value, int) and value >= 1 or optional and value is None):
+                expected = "a positive int or None" if optional else "a positive int"
+                raise ValueError(f"Invalid value for `{name}`: expected {expected}, received {value!r}.")
         for name, value in {"evaluate_on": self.evaluate_on, "select_on": (self.select_on,)}.items():
             if isinstance(value, str) or not set(value) <= {"validation", "test"}:
                 raise ValueError(
                     f"Invalid value for `{name}`: expected splits of 'validation' and 'test', received {value!r}."
                 )
+        if self.select_on == "test" and "test" not in self.evaluate_on:
+            raise ValueError(
+                "Invalid value for `select_on`: expected a split that is evaluated after every epoch, received 'test' "
+                f'with evaluate_on={tuple(self.evaluate_on)}. Add "test" to evaluate_on.'
+            )
 
 
 class Assembly:
@@ -108,40 +119,39 @@ class Assembly:
         """A split for evaluation: in order, as it is; None for a validation split that was not set aside."""
         if name not in self.info.splits:
             return None
-        plain = {"augmentation": None, "shuffle": False, "drop_remainder": False}
-        return self.run.load(split=name, batch_size=_EVALUATION_BATCH, seed=self.run.seed, **plain)[0]
+        plain = {"augmentation": None, "drop_remainder": False}
+        parameters = inspect.signature(self.run.load).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            plain = {name: value for name, value in plain.items() if name in parameters}
+        options = {"batch_size": _EVALUATION_BATCH, "seed": self.run.seed, "shuffle": False, **plain}
+        return self.run.load(split=name, **options)[0]
 
     def describe(self) -> dict[str, Any]:
         """What makes this run what it is: another run may not go on in its directory."""
         trainer = self.trainer
         optimizers = {"optimizer": trainer.optimizer, "feedback_optimizer": trainer.feedback_optimizer}
         optimizers = {name: keras.saving.serialize_keras_object(o) for name, o in optimizers.items() if o is not None}
-        description = {
+        content = {
             "dataset": {"set": self.info.name, "examples": self.info.examples, "shape": list(self.info.shape)},
             "preprocessing": self.info.preprocessing.get_config(),
+            "batches": description.batches(self.train_data),
+            "network": description.network(trainer.model),
             "model": [[variable.name, list(variable.shape)] for variable in trainer.model.variables],
             "rule": {"class_name": type(trainer.rule).__name__, **trainer.rule.get_config()},
             **{name: {"class_name": o["class_name"], **o["config"]} for name, o in optimizers.items()},
             "loss": type(trainer.loss).__name__,
             "batch_size": self.run.batch_size,
+            "accumulation_steps": self.run.accumulation_steps,
             "seed": self.run.seed,
             "precision": self.run.precision,
         }
-        return _nameless(json.loads(json.dumps(description, default=str)))
+        return description.nameless(json.loads(json.dumps(content, default=str)))
 
     def labels(self) -> dict[str, str]:
         if self.run.labels:
             return dict(self.run.labels)
         rule = type(self.trainer.rule).__name__
         return {"dataset": self.info.name, "network": self.trainer.model.name, "rule": rule}
-
-
-def _nameless(config: Any) -> Any:
-    """Plain data without the names that Keras numbers by what else a process has made ("adam_5")."""
-    if isinstance(config, dict):
-        kept = {key: value for key, value in config.items() if key != "name" or not isinstance(value, str)}
-        return {key: _nameless(value) for key, value in kept.items()}
-    return [_nameless(entry) for entry in config] if isinstance(config, list) else config
 
 
 def _made(part: Any, kind: type) -> Any:

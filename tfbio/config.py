@@ -9,6 +9,7 @@ Files are found by path, or by their name in the `gin/` folder that is installed
 
 import difflib
 import logging
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tfbio import data, feedback, losses, models, optimizers, rules
 from tfbio import run as runs
 from tfbio import study as studies
 from tfbio.files import is_remote
+from tfbio.training.strategies import is_there
 
 __all__ = ["ConfigError", "load_run", "run_export", "run_evaluate", "run_study", "run_train", "train_cell"]
 
@@ -96,11 +98,13 @@ def parse(files: Sequence[str], params: Sequence[str]) -> str:
         gin.add_config_file_search_path(str(folder))
     for file in files:
         _check_exists(file)
+    given = " ".join([*files, *params])
     logging.disable(logging.ERROR)  # gin logs an error for each folder of the search path that lacks the file
     try:
         gin.parse_config_files_and_bindings(list(files), list(params), finalize_config=True, skip_unknown=False)
-    except (ValueError, TypeError, OSError, SyntaxError, RuntimeError, AttributeError) as error:
-        given = " ".join([*files, *params])
+    except tokenize.TokenError as error:
+        raise ConfigError(f"A bracket or a quotation mark is opened and never closed (reading {given}).") from error
+    except (ValueError, TypeError, OSError, SyntaxError, RuntimeError, AttributeError, ImportError) as error:
         hint = " Include a file that sets it, or pass it as --gin_param." if "REQUIRED" in str(error) else ""
         raise ConfigError(f"{_sentence(error)} (reading {given}){hint}") from error
     finally:
@@ -162,7 +166,10 @@ def train_cell(gin_files: Sequence[str], bindings: Sequence[str], workdir: str) 
 
 
 def run_evaluate(workdir: str, params: Sequence[str], split: str, best: bool) -> dict[str, float]:
-    """The figures of a run directory on a split; `params` may rebind, say, `load.data_dir`."""
+    """The figures of a run directory on a split; `params` may rebind, say, `load.data_dir`.
+
+    What was trained by many processes, or on a TPU, is evaluated and exported on one device where these are not there.
+    """
     return runs.evaluate(workdir, _recorded_run(workdir, params), split, best)
 
 
@@ -177,7 +184,11 @@ def _recorded_run(workdir: str, params: Sequence[str]) -> runs.Run:
     if not file.exists():
         raise runs.WorkdirError(f"{workdir} is no run directory: it has no config.gin. Train there first: tfbio train.")
     parse([str(file)], params)
-    return load_run()
+    run = load_run()
+    asked = any(param.partition("=")[0].strip().endswith("train.strategy") for param in params)
+    if not asked and not is_there(run.strategy, run.tpu):
+        run.strategy = "one_device"
+    return run
 
 
 def run_study(gin_files: Sequence[str], params: Sequence[str], workdir: str, workers: int | None) -> str:
@@ -185,11 +196,19 @@ def run_study(gin_files: Sequence[str], params: Sequence[str], workdir: str, wor
 
     Returns:
         The report, in Markdown.
+
+    Raises:
+        ConfigError: as `parse`, or there is no study in it; further errors as `tfbio.study.study`.
     """
     own = [param for param in params if param.startswith("study.")]
     parse(gin_files, own)
     cells = [param for param in params if param not in own]
     asked = gin.get_bindings("study")
+    if "axes" not in asked:
+        raise ConfigError(
+            f"Invalid value for `gin_file`: expected one that binds `study.axes`, received {', '.join(gin_files)}. "
+            "There are some in studies/ of the gin tree; a single run is trained by tfbio train."
+        )
     arguments = {"run_cell": train_cell, "params": [*_as_list(asked.get("params", ())), *cells]}
     if workers is not None:
         arguments["workers"] = workers

@@ -44,7 +44,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
         workdir: the run directory; made if need be.
         run: the settings. A directory that holds another run is refused; more `epochs` go on from its end.
         quiet: print nothing.
-        on_built: called once everything is built and the directory is this run's, before the first step.
+        on_built: called once everything is built, the directory is this run's and there is something left to train.
 
     Returns:
         The content of `result.json`. Every one of several workers calls this, on a directory that all of them see, and
@@ -62,22 +62,24 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     chief = trainer.workers.chief
     quiet = quiet or not chief
     claim(folder, parts.describe(), write=chief)
-    if on_built is not None and chief:
-        on_built()
     checkpoints = Checkpoints(str(folder / "checkpoints"), run.checkpoint_steps, run.checkpoint_seconds)
     step = trainer.restore(checkpoints)
     result = read_json(folder / "result.json")
     trainer.workers.agree(0)  # all have read what the chief changes from here on
     if result is not None and result["epochs"] >= run.epochs:
         return result
+    if on_built is not None and chief:
+        on_built()
     if step and not quiet:
         print(f"going on from step {step} ({checkpoints.last})", flush=True)
     if chief:
         (folder / "result.json").unlink(missing_ok=True)
 
-    held_out = {_prefix(name): parts.split(name) for name in run.evaluate_on}
-    held_out = {name: split for name, split in held_out.items() if split is not None}
-    measures = _alignment(parts, str(folder / "alignment.jsonl") if chief else os.devnull)
+    # All of them now, those of the end too: what can't be loaded is then no news after hours of training.
+    splits = {name: parts.split(name) for name in ("train", "validation", "test")}
+    splits = {name: split for name, split in splits.items() if split is not None}
+    held_out = {_prefix(name): splits[name] for name in run.evaluate_on if name in splits}
+    measures = _alignment(parts, splits["train"], str(folder / "alignment.jsonl") if chief else os.devnull)
     lines = folder / "metrics.jsonl"
     before = [line for line in read_lines(lines) if line["step"] <= step]  # later epochs are trained again
     writers = [JsonLines(str(lines)), TensorBoardScalars(str(folder / "tensorboard"))]
@@ -98,10 +100,8 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
 
     history = read_lines(lines)
     final = {}
-    for name in ("train", "validation", "test"):
-        split = parts.split(name)
-        if split is not None:
-            final.update({f"{_prefix(name)}_{key}": value for key, value in trainer.evaluate(split).items()})
+    for name, split in splits.items():
+        final.update({f"{_prefix(name)}_{key}": value for key, value in trainer.evaluate(split).items()})
     measured = measures.measure() if measures else None
     result = {
         "format": 1,
@@ -177,7 +177,7 @@ def _restored(workdir: str, run: Run, best: bool = False) -> Assembly:
         if not (folder / _BEST).exists():
             raise WorkdirError(
                 f"{folder} holds no best weights: nothing selected an epoch. Set validation examples aside and name "
-                "them in `evaluate_on`, or name select_on='test'."
+                "them in `evaluate_on`, or name 'test' there and in `select_on`."
             )
         with tempfile.TemporaryDirectory() as local:
             weights = (folder / _BEST).copy(Path(local) / _BEST)  # Keras reads local files
@@ -197,17 +197,18 @@ def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.call
     return Replayed(callback, history)
 
 
-def _alignment(parts: Assembly, path: str) -> Alignment | None:
+def _alignment(parts: Assembly, examples: Any, path: str) -> Alignment | None:
     if not (parts.run.alignment or parts.run.alignment_steps):
         return None
-    x, y = first_batch(parts.split("train"))
+    x, y = first_batch(examples)
     trainer, every = parts.trainer, parts.run.alignment_steps
     return Alignment(trainer.rule, trainer.preprocessing(x), y, trainer.strategy, every, path if every else None)
 
 
 def _best(run: Run, history: list[dict], figure: str) -> dict[str, Any] | None:
     """The epoch with the smallest `figure`, an error (loss, of regressions) on `select_on`, if that was evaluated."""
-    if figure not in history[-1]:
+    history = [line for line in history if figure in line]
+    if not history:
         return None
     line = min(history, key=lambda line: line[figure])
     figures = {kind: line[kind] for kind in ("test_error", "test_loss") if kind in line}

@@ -6,9 +6,13 @@ from typing import Any
 import tensorflow as tf
 from etils.epath import Path
 
+from tfbio.description import differences
 from tfbio.files import write_json
 
 __all__ = ["WorkdirError", "claim", "read_json"]
+
+#: What `run.json` did not hold at first. A directory from then is compared by what it has.
+_LATER = ("batches", "network", "accumulation_steps")
 
 
 class WorkdirError(RuntimeError):
@@ -34,13 +38,21 @@ def claim(folder: Path, description: dict[str, Any], write: bool = True) -> None
                 f"The work directory {folder} can't be written ({reason}). Choose another, or make it writable."
             ) from error
         return
-    differences = [key for key in description if found.get(key) != description[key]]
-    if differences:
-        key = differences[0]
+    compared = {key: value for key, value in description.items() if key in found or key not in _LATER}
+    different = list(differences(found, compared))
+    if different:
+        path, before, now = different[0]
+        keys = dict.fromkeys(key for (key, *_), _, _ in different)
         raise WorkdirError(
-            f"{folder} holds a run with other settings ({', '.join(differences)}): {key} was {found.get(key)}, is "
-            f"now {description[key]}. Choose another work directory, or delete this one."
+            f"{folder} holds a run with other settings ({', '.join(keys)}): {'.'.join(path)} was {_shown(before)}, is "
+            f"now {_shown(now)}. Choose another work directory, or delete this one."
         )
+
+
+def _shown(value: Any) -> str:
+    """A value in a sentence."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -186,3 +186,15 @@ def test_bad_shapes_are_refused():
         models.convolutional((784,), 10)
     with pytest.raises(ValueError, match="`filters`: expected entries"):
         models.convolutional(MNIST, 10, filters=((3, 32),))
+
+
+@pytest.mark.parametrize("name", ["fully_connected", "convolutional", "locally_connected"])
+def test_a_single_number_is_no_list_of_layers(name):
+    with pytest.raises(ValueError, match=r"`units`: expected a number for each hidden layer, .* \(64,\), received 64"):
+        getattr(models, name)((8, 8, 1), 10, units=64)
+
+
+@pytest.mark.parametrize("filters", [5, (5, 64, 2)])
+def test_a_single_convolution_is_no_list_of_them(filters):
+    with pytest.raises(ValueError, match=r"`filters`: expected entries .*, as \(\(5, 64, 2\),\), received 5"):
+        models.convolutional((8, 8, 1), 10, filters=filters)

@@ -150,7 +150,7 @@ def test_nothing_to_restore(tmp_path):
     assert make("bp", 1).restore(Checkpoints(str(tmp_path / "none"))) == 0
 
 
-@pytest.mark.parametrize("option", [{"every_steps": -1}, {"every_seconds": 0}, {"keep": 0}])
+@pytest.mark.parametrize("option", [{"every_steps": -1}, {"every_steps": 0}, {"every_seconds": 0}, {"keep": 0}])
 def test_bad_policies(tmp_path, option):
     with pytest.raises(ValueError, match=next(iter(option))):
         Checkpoints(str(tmp_path), **option)

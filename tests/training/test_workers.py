@@ -120,7 +120,7 @@ def test_cluster_of_a_slurm_job():
     assert found == {"cluster": {"worker": nodes}, "task": {"type": "worker", "index": 3}}
     assert slurm_cluster({}) is None
     alone = {"SLURM_STEP_NODELIST": "a1", "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_PROCID": "0"}
-    assert slurm_cluster(alone) is None
+    assert slurm_cluster(alone, port=5000)["cluster"] == {"worker": ["a1:5000"]}
 
 
 def test_one_device_needs_no_strategy():

@@ -5,7 +5,7 @@ Keras's running numbers, which depend on what else a process has built: figures 
 between runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 
@@ -34,6 +34,9 @@ def fully_connected(
 
     Returns:
         a built model from examples of shape `(batch, *input_shape)` to logits of shape `(batch, classes)`.
+
+    Raises:
+        ValueError: if `units` is a single number.
     """
     layers = [keras.Input(input_shape)]
     if len(input_shape) > 1:
@@ -68,7 +71,8 @@ def convolutional(
         a built model from images of shape `(batch, *input_shape)` to logits of shape `(batch, classes)`.
 
     Raises:
-        ValueError: if `input_shape` is not that of an image, or an entry of `filters` has not three numbers.
+        ValueError: if `input_shape` is not that of an image, an entry of `filters` has not three numbers, or `units`
+            is a single one.
     """
     layers = _image_layers(keras.layers.Conv2D, "conv", input_shape, filters, activation, kernel_initializer, padding)
     return keras.Sequential([*layers, *_dense_layers(units, classes, activation, kernel_initializer)], name=name)
@@ -113,10 +117,11 @@ def _image_layers(
             f"Invalid value for `input_shape`: expected (height, width, channels), received {tuple(input_shape)}."
         )
     layers = [keras.Input(input_shape)]
-    for number, entry in enumerate(filters, start=1):
-        if len(entry) != 3:
+    for number, entry in enumerate(filters if isinstance(filters, Iterable) else [filters], start=1):
+        if not isinstance(entry, Sequence) or len(entry) != 3:
             raise ValueError(
-                f"Invalid value for `filters`: expected entries (kernel size, filters, stride), received {entry}."
+                "Invalid value for `filters`: expected entries (kernel size, filters, stride), as ((5, 64, 2),), "
+                f"received {entry!r}."
             )
         kernel_size, channels, stride = entry
         options = {"activation": activation, "kernel_initializer": kernel_initializer, "name": f"{prefix}_{number}"}
@@ -128,6 +133,11 @@ def _dense_layers(
     units: Sequence[int], classes: int, activation: str | None, kernel_initializer: str | keras.Initializer
 ) -> list[keras.layers.Layer]:
     """The fully connected layers that end a network."""
+    if not isinstance(units, Iterable):
+        raise ValueError(
+            f"Invalid value for `units`: expected a number for each hidden layer, as (256, 256) or (64,), received "
+            f"{units!r}."
+        )
     options = {"kernel_initializer": kernel_initializer}
     hidden = [
         keras.layers.Dense(count, activation=activation, name=f"dense_{number}", **options)

@@ -56,13 +56,13 @@ class BestWeights(keras.callbacks.Callback):
     Args:
         path: a `.weights.h5` file, as the plain model's `load_weights` takes; whole at any moment.
         monitor: the figure's name.
-        history: the figures of the epochs of before a restart.
+        history: the figures of the epochs of before a restart; those that lack this one are passed over.
     """
 
     def __init__(self, path: str, monitor: str, history: list[dict]):
         super().__init__()
         self._path, self._monitor = Path(path), monitor
-        self._smallest = min((line[monitor] for line in history), default=math.inf)
+        self._smallest = min((line[monitor] for line in history if monitor in line), default=math.inf)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if logs[self._monitor] < self._smallest:

@@ -41,8 +41,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str, every_steps: int | None = None, every_seconds: float = 300.0, keep: int = 2):
-        for name, value in {"every_steps": every_steps or 1, "every_seconds": every_seconds, "keep": keep}.items():
-            if value <= 0:
+        for name, value in {"every_steps": every_steps, "every_seconds": every_seconds, "keep": keep}.items():
+            if value is not None and value <= 0:
                 raise ValueError(f"Invalid value for `{name}`: expected a positive number, received {value}.")
         self.directory = Path(directory)
         self.every_steps = every_steps

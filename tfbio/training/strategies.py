@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-__all__ = ["make_strategy", "slurm_cluster"]
+__all__ = ["is_there", "make_strategy", "slurm_cluster"]
 
 _PORT = 22222
 
@@ -37,7 +37,7 @@ def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
     if name == "multi_worker":
         return _multi_worker()
     if name == "tpu":
-        return _tpu(tpu or os.environ.get("TPU_NAME") or "local")
+        return _tpu(tpu)
     if name == "parameter_server":
         raise ValueError(
             "Invalid value for `strategy`: expected a synchronous one, received 'parameter_server', under which "
@@ -49,7 +49,25 @@ def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
     )
 
 
+def is_there(name: str, tpu: str = "") -> bool:
+    """Whether what a strategy needs besides devices of this process is there: a cluster's other processes, or a TPU.
+
+    Args:
+        name: as for `make_strategy`.
+        tpu: as for `make_strategy`.
+    """
+    if name == "multi_worker":
+        return "TF_CONFIG" in os.environ or slurm_cluster(os.environ) is not None
+    if name == "tpu":
+        try:
+            _tpu(tpu)
+        except ValueError:
+            return False
+    return True
+
+
 def _tpu(address: str) -> tf.distribute.Strategy:
+    address = address or os.environ.get("TPU_NAME") or "local"
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(address)
         return tf.distribute.TPUStrategy(resolver)
@@ -75,7 +93,7 @@ def _multi_worker() -> tf.distribute.Strategy:
 
 
 def slurm_cluster(environment: Mapping[str, str], port: int = _PORT) -> dict | None:
-    """What `TF_CONFIG` should say in a task of a Slurm job step, or None outside of one or in a single task.
+    """What `TF_CONFIG` should say in a task of a Slurm job step, or None outside of one.
 
     Args:
         environment: the task's environment: `SLURM_STEP_NODELIST`, `SLURM_STEP_TASKS_PER_NODE` and `SLURM_PROCID`,
@@ -91,8 +109,6 @@ def slurm_cluster(environment: Mapping[str, str], port: int = _PORT) -> dict | N
         count, times = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part).groups()
         counts += [int(count)] * int(times or 1)
     workers = [f"{node}:{port + i}" for node, n in zip(_expanded(nodes), counts, strict=True) for i in range(n)]
-    if len(workers) == 1:
-        return None
     return {"cluster": {"worker": workers}, "task": {"type": "worker", "index": int(rank)}}
 
 
