@@ -61,7 +61,7 @@ def test_a_network_that_can_not_be_serialized_has_no_description():
 def test_batches_of_any_data_set():
     images, labels = np.zeros((10, 4, 4, 1), np.uint8), np.zeros(10, np.int32)
     own = tfbio.data.from_arrays(images, labels, 4, augmentation="flip", drop_remainder=True)
-    expected = {"steps_per_epoch": 2, "shuffle": True, "augmentation": "flip", "resizing": None}
+    expected = {"steps_per_epoch": 2, "shuffle": True, "augmentation": "flip"}
     assert description.batches(own) == expected
     assert description.batches(own.take(1)) == {"steps_per_epoch": 1}
     assert description.batches(own.repeat()) == description.batches(lambda epoch: own) == {"steps_per_epoch": None}

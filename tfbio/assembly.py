@@ -141,7 +141,6 @@ class Assembly:
             **{name: {"class_name": o["class_name"], **o["config"]} for name, o in optimizers.items()},
             "loss": type(trainer.loss).__name__,
             "batch_size": self.run.batch_size,
-            "accumulation_steps": self.run.accumulation_steps,
             "seed": self.run.seed,
             "precision": self.run.precision,
         }

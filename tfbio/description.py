@@ -69,15 +69,7 @@ def batches(dataset: Any) -> dict[str, Any]:
     if source is None:
         count = int(dataset.cardinality()) if hasattr(dataset, "cardinality") else -1
         return {"steps_per_epoch": count if count >= 0 else None}
-    augmentation, resizing = getattr(source, "_augmentation", None), None
-    if stream_of(dataset):
-        _, resizing, augmentation = source._decoding
-    return {
-        "steps_per_epoch": source.steps_per_epoch,
-        "shuffle": source._shuffle,
-        "augmentation": augmentation,
-        "resizing": resizing,
-    }
+    return {"steps_per_epoch": source.steps_per_epoch, **source.settings}
 
 
 def nameless(config: Any) -> Any:

@@ -11,9 +11,6 @@ from tfbio.files import write_json
 
 __all__ = ["WorkdirError", "claim", "read_json"]
 
-#: What `run.json` did not hold at first. A directory from then is compared by what it has.
-_LATER = ("batches", "network", "accumulation_steps")
-
 
 class WorkdirError(RuntimeError):
     """The work directory holds another run, or none."""
@@ -38,9 +35,7 @@ def claim(folder: Path, description: dict[str, Any], write: bool = True) -> None
                 f"The work directory {folder} can't be written ({reason}). Choose another, or make it writable."
             ) from error
         return
-    compared = {key: value for key, value in description.items() if key in found or key not in _LATER}
-    different = list(differences(found, compared))
-    if different:
+    if different := list(differences(found, description)):
         path, before, now = different[0]
         keys = dict.fromkeys(key for (key, *_), _, _ in different)
         raise WorkdirError(

@@ -48,6 +48,7 @@ class InMemory:
         examples: number of examples.
         batch_size: examples in a global batch.
         steps_per_epoch: number of global batches in an epoch.
+        settings: what else decides which images a batch holds, by the names of the arguments.
 
     Raises:
         ValueError: if there are no examples, lengths differ, or an argument is out of its range.
@@ -77,6 +78,7 @@ class InMemory:
         self.batch_size = batch_size
         self.steps_per_epoch = self.examples // batch_size if drop_remainder else -(-self.examples // batch_size)
         self._seed = seed
+        self.settings = {"shuffle": shuffle, "augmentation": augmentation}
         self._shuffle = shuffle
         self._augmentation = augmentation
         self._all_full = drop_remainder or self.examples % batch_size == 0

@@ -44,6 +44,7 @@ class Streaming:
         examples: number of examples.
         batch_size: examples in a global batch.
         steps_per_epoch: number of global batches in an epoch.
+        settings: what else decides which pictures a batch holds, by the names of the arguments.
         skipped: where the pictures are that were skipped so far.
 
     Raises:
@@ -80,6 +81,7 @@ class Streaming:
         self.batch_size = batch_size
         self.steps_per_epoch = self.examples // batch_size if drop_remainder else -(-self.examples // batch_size)
         self.skipped: list[str] = []
+        self.settings = {"shuffle": shuffle, "augmentation": augmentation, "resizing": resizing}
         self._source, self._seed, self._shuffle = source, seed, shuffle
         self._decoding = (shape, resizing, augmentation)
         self._corrupt = corrupt
