@@ -9,7 +9,8 @@ an epoch at any of its batches. Two kinds share one interface:
 
 `take` is called in cross-replica context, once a step, and returns the arguments for `strategy.run`; `unpack` turns
 them, on a replica, into `(x, y, weights, importance)`: `weights` are the factors of the examples in the update (they
-sum to one over the global batch), `importance` the factors in averages (1, or the data set's own sample weights).
+sum to one over the global batch), `importance` the factors in averages (1, or the data set's own sample weights). A
+last batch may leave a replica no example.
 """
 
 import functools
@@ -22,7 +23,7 @@ from tfbio.data import Streaming, memory_of, stream_of
 from tfbio.data.pipelines import untuned
 from tfbio.training.checks import explained
 
-__all__ = ["MemoryFeed", "StreamFeed", "first_batch", "make_feed"]
+__all__ = ["MemoryFeed", "StreamFeed", "at_least_one", "first_batch", "make_feed"]
 
 Source = tf.data.Dataset | Callable[[int], tf.data.Dataset]
 
@@ -133,6 +134,22 @@ class StreamFeed:
     def faults(self, epoch: int, first: int, count: int | None) -> list[str]:
         """Where the examples of `count` batches (None: of all) are that can't be read, as far as that can be known."""
         return self._stream.faults(epoch, first, count) if self._stream else []
+
+
+def at_least_one(*share: Any) -> tuple:
+    """A replica's share of a batch, `(x, y, weights, importance)`; in place of no example, zeros whose weight is 0.
+
+    What takes moments of the examples at hand, as batch normalisation does, makes NaN of none.
+    """
+    if share[-1].shape[0]:
+        return share
+    lacking = tf.cast(tf.shape(share[-1])[:1] == 0, tf.int32)
+
+    def filled(tensor: tf.Tensor) -> tf.Tensor:
+        rows = tf.zeros(tf.concat([lacking, tf.shape(tensor)[1:]], 0), tensor.dtype)
+        return tf.ensure_shape(tf.concat([tensor, rows], 0), tf.TensorShape([None]).concatenate(tensor.shape[1:]))
+
+    return tf.nest.map_structure(filled, share)
 
 
 def first_batch(dataset: tf.data.Dataset, stream: Streaming | None = None) -> tuple:
