@@ -211,6 +211,22 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path):
     assert [path.name for path in checkpoints.paths()] == ["step-2", "step-4"]
 
 
+@pytest.mark.parametrize(("every", "bad", "kept"), [(2, 4, 2), (5, 8, 5)])  # a checkpoint is due; the end of all
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, every, bad, kept):
+    """The loss of a step is that of the weights before it, and finite still where the update is not."""
+
+    class Poisoned(tfbio.rules.Backpropagation):
+        def compute(self, x, y, weights=None):
+            update = super().compute(x, y, weights)
+            factor = tf.where(tf.convert_to_tensor(self.step) == bad - 1, np.nan, 1.0)
+            return update._replace(forward=[(gradient * factor, variable) for gradient, variable in update.forward])
+
+    checkpoints = Checkpoints(str(tmp_path), every_steps=every)
+    with pytest.raises(NonFiniteLoss, match=f"Weights became infinite or NaN at step {bad}.*step-{kept}"):
+        trainer_for(Poisoned()).fit(tfbio.data.from_arrays(*arrays(64), 8), checkpoints=checkpoints, verbose=False)
+    assert [path.name for path in checkpoints.paths()] == [f"step-{kept}"]
+
+
 def test_a_rule_that_forgets_a_gradient_is_told():
     class Forgetful(tfbio.rules.Backpropagation):
         def compute(self, x, y, weights=None):

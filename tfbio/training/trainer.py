@@ -20,6 +20,7 @@ from tfbio.training.checkpoints import Checkpoints
 from tfbio.training.checks import (
     NonFiniteLoss,
     check_batch,
+    check_finite,
     check_no_collectives,
     check_scope,
     explained,
@@ -187,7 +188,7 @@ class Trainer:
 
         Raises:
             ValueError: data that do not fit the model.
-            NonFiniteLoss: the loss became infinite or NaN.
+            NonFiniteLoss: the loss became infinite or NaN, or weights that were to be saved.
             TrainingInterrupted: a signal came, and `checkpoints` holds the state.
         """
         feed = self._feed(data, steps_per_epoch)
@@ -217,7 +218,7 @@ class Trainer:
                 hooks.on_epoch_end(epoch, logs)
                 self._save(checkpoints, received)
         if checkpoints is not None and self.step.numpy():
-            checkpoints.save(self.state, int(self.step.numpy()), self.workers)
+            self._write(checkpoints)
         hooks.on_train_end()
         return next(c for c in hooks.callbacks if isinstance(c, keras.callbacks.History))
 
@@ -237,7 +238,7 @@ class Trainer:
                 loss = float(loop(handle, tf.constant(epoch), tf.constant(first), tf.constant(count)))
             first = int(self.step.numpy()) - epoch * last
             if not tf.math.is_finite(loss):
-                raise NonFiniteLoss(loss, int(self.step.numpy()), self.model, checkpoints)
+                raise NonFiniteLoss(f"The loss became {loss}", int(self.step.numpy()), self.model, checkpoints)
             hooks.on_train_batch_end(first - 1, self.averages.result())
             elapsed = max(time.monotonic() - started, 1e-6)
             count = max(1, min(10 * count, round(count * _SECONDS_PER_LOOP / elapsed)))
@@ -251,9 +252,15 @@ class Trainer:
         step = int(self.step.numpy())
         signal, due = self.workers.agree(received[0] if received else 0, int(checkpoints.due(step)))
         if signal or due:
-            path = checkpoints.save(self.state, step, self.workers)
+            path = self._write(checkpoints)
             if signal:
                 raise TrainingInterrupted(f"Stopped at step {step}; the state is in {path}.", signal)
+
+    def _write(self, checkpoints: Checkpoints) -> str:
+        """Saves the state as it is now, if a run can go on from it; returns the checkpoint's path."""
+        step = int(self.step.numpy())
+        check_finite([*self.rule.forward_variables, *self.rule.feedback_variables], step, self.model, checkpoints)
+        return checkpoints.save(self.state, step, self.workers)
 
     def evaluate(self, data: Any, steps: int | None = None) -> dict[str, float]:
         """Averages over all examples of a data set.
