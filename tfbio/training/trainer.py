@@ -29,6 +29,7 @@ from tfbio.training.feeds import make_feed
 from tfbio.training.interrupts import TrainingInterrupted, delayed_interrupts
 from tfbio.training.loops import NO_STRATEGY, Loops
 from tfbio.training.optimizing import make_optimizer
+from tfbio.training.statistics import MovingStatistics
 from tfbio.training.workers import Workers
 
 __all__ = ["Trainer"]
@@ -126,6 +127,7 @@ class Trainer:
             self.step = self.rule.step
             self.averages = Averages(self.loss)
             self._evaluation = Averages(self.loss)
+        self._statistics = MovingStatistics(model, self.strategy)
         optimizers, averages = (self.optimizer, self.feedback_optimizer), (self.averages, self._evaluation)
         self._loops = Loops(
             self.rule, optimizers, self.strategy, jit_compile, preprocessing, averages, accumulation_steps
@@ -210,6 +212,7 @@ class Trainer:
                 started = time.monotonic()
                 hooks.on_epoch_begin(epoch)
                 self._train_epoch(feed, loop, epoch, hooks, stops, checkpoints, received)
+                self._statistics.unite()
                 logs = {"step": int(self.step.numpy()), **self.averages.result()}
                 self.averages.reset()
                 for name, split in (validation_data or {}).items():
@@ -260,6 +263,7 @@ class Trainer:
         """Saves the state as it is now, if a run can go on from it; returns the checkpoint's path."""
         step = int(self.step.numpy())
         check_finite([*self.rule.forward_variables, *self.rule.feedback_variables], step, self.model, checkpoints)
+        self._statistics.unite()
         return checkpoints.save(self.state, step, self.workers)
 
     def evaluate(self, data: Any, steps: int | None = None) -> dict[str, float]:
