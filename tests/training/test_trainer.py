@@ -126,6 +126,27 @@ def test_evaluate_does_not_depend_on_batches():
         assert figures["accuracy"] == pytest.approx(1 - figures["error"])
 
 
+@pytest.mark.parametrize("endless", [False, True])
+def test_each_number_of_steps_is_a_figure_of_its_own(endless):
+    x, y = arrays(48)
+    data = tfbio.data.from_arrays(x, y, 16, shuffle=False)
+    if endless:
+        data = tf.data.Dataset.from_tensor_slices((x, y)).repeat().batch(16)
+    trainer = trainer_for()
+    trainer.fit(data, epochs=1, steps_per_epoch=2, verbose=False)
+    for steps, count in ((1, 16), (3, 48), (1, 16), *([] if endless else [(None, 48)])):
+        expected = trainer.evaluate(tfbio.data.from_arrays(x[:count], y[:count], 16))
+        assert trainer.evaluate(data, steps) == pytest.approx(expected)
+    assert int(trainer.step.numpy()) == 2
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_steps_beyond_an_epoch_are_refused(steps):
+    for data in (tfbio.data.from_arrays(*arrays(48), 16), tf.data.Dataset.from_tensor_slices(arrays(48)).batch(16)):
+        with pytest.raises(ValueError, match=f"`steps_per_epoch`: expected from 1 to 3, .* received {steps}"):
+            trainer_for().fit(data, steps_per_epoch=steps, verbose=False)
+
+
 def test_epochs_are_counted_over_calls():
     trainer = trainer_for()
     data = tfbio.data.from_arrays(*arrays(), 16)

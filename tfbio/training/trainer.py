@@ -132,15 +132,16 @@ class Trainer:
         self._loops = Loops(
             self.rule, optimizers, self.strategy, jit_compile, preprocessing, averages, accumulation_steps
         )
-        self._feeds: dict[int, tuple] = {}
+        self._feeds: dict[tuple, tuple] = {}
 
     def _feed(self, data: Any, steps: int | None) -> Any:
-        """The feed for `data`, the same one each time, so that its loop is traced once."""
-        if id(data) not in self._feeds:
+        """The feed for `steps` batches of `data`, the same one each time, so that its loop is traced once."""
+        key = (id(data), steps)
+        if key not in self._feeds:
             feed = make_feed(data, self.strategy, steps)
             check_batch(self.model, self.loss, *feed.example(), self._loops.prepare)
-            self._feeds[id(data)] = (feed, data)  # holding `data` keeps its id its own
-        return self._feeds[id(data)][0]
+            self._feeds[key] = (feed, data)  # holding `data` keeps its id its own
+        return self._feeds[key][0]
 
     @property
     def state(self) -> tf.train.Checkpoint:
@@ -179,7 +180,7 @@ class Trainer:
             validation_data: the same, or a dict of several by name, evaluated after every epoch; figures carry the
                 name (`val` for a single one) and an underscore in front.
             epochs: the total to reach. A second call with the same number does nothing.
-            steps_per_epoch: for endless data.
+            steps_per_epoch: for endless data, or to train on the first so many batches of every epoch.
             callbacks: Keras callbacks. Batch hooks are called once a loop; a callback with an attribute `every_steps`
                 sees the end of a loop after every so many steps.
             checkpoints: where and when to save; also makes Ctrl-C and SIGTERM save and then stop.
@@ -271,7 +272,7 @@ class Trainer:
 
         Args:
             data: as for `fit`. Figures do not depend on order or batch size.
-            steps: number of batches, for endless data.
+            steps: for endless data, or to look at the first so many batches.
 
         Returns:
             `loss`, and `error` in [0, 1] and `accuracy` if the loss classifies.
