@@ -1,6 +1,5 @@
 """Workers' shares of a stream: together they are its batches, and nobody decodes what is another's."""
 
-import math
 import shutil
 
 import numpy as np
@@ -34,9 +33,9 @@ def parts(streaming, workers, replicas, epoch=1, first=0):
         (8, 2, 4, {"shuffle": False}),  # filled up
         (8, 2, 2, {"drop_remainder": True}),
         (7, 1, 1, {}),
-        (5, 3, 3, {"shuffle": False}),  # parts of 2, 2 and 1
+        (5, 3, 3, {"shuffle": False}),  # parts of 1, 2 and 2
         (6, 2, 2, {}),  # parts of 3, where records come by 2
-        (6, 2, 4, {"corrupt": "skip"}),  # parts of 2, 2, 2 and none
+        (6, 2, 4, {"corrupt": "skip"}),  # parts of 1, 2, 1 and 2
         (7, 2, 2, {"corrupt": "skip", "shuffle": False}),
         (1, 4, 4, {}),  # three workers in vain
     ],
@@ -46,10 +45,10 @@ def test_shares_make_up_the_batches(options, batch_size, workers, replicas, kind
     expected = list(streaming.batches(1, 1).as_numpy_iterator())
     found = parts(streaming, workers, replicas, first=1)
     assert len(found) == len(expected)
-    rows = math.ceil(batch_size / replicas)
+    ends = np.arange(replicas + 1) * batch_size // replicas  # no part has two rows more than another
     for batch, pieces in zip(expected, found, strict=True):
         count = len(batch[0])
-        bounds = np.minimum(np.arange(replicas + 1) * rows, count)
+        bounds = np.minimum(ends, count)
         assert [len(piece[0]) for piece in pieces] == list(np.diff(bounds))  # as many as are there, in order
         for column, whole in enumerate(batch):
             np.testing.assert_array_equal(np.concatenate([piece[column] for piece in pieces]), whole)

@@ -7,6 +7,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfbio
 from tfbio.training import CheckpointError, Checkpoints, TrainingInterrupted
@@ -94,6 +95,28 @@ def test_resumed_equals_uninterrupted(tmp_path, rule, stop, jit_compile):
     for a, b in zip(state(whole), state(second), strict=True):
         np.testing.assert_array_equal(a, b)
     assert history["loss"] == expected["loss"][-len(history["loss"]) :]  # the interrupted epoch's average too
+
+
+def endless(epoch):
+    """An order for each epoch, which goes on beyond it."""
+    rng = np.random.default_rng(epoch)
+    images, labels = rng.integers(0, 256, (13, 8, 8, 1), np.uint8), rng.integers(0, 3, 13)
+    return tf.data.Dataset.from_tensor_slices((images, labels)).repeat().batch(8)
+
+
+@pytest.mark.parametrize("source", [data, lambda: endless], ids=["memory", "function"])
+def test_resumed_equals_uninterrupted_where_steps_end_an_epoch(tmp_path, source):
+    """In epochs of three steps, stopped within the second."""
+    whole, second = make("bp", 1), make("bp", 99)
+    whole.fit(source(), epochs=3, steps_per_epoch=3, verbose=False)
+    first = make("bp", 1, steps_per_loop=1)
+    with pytest.raises(TrainingInterrupted):
+        options = {"checkpoints": Checkpoints(str(tmp_path)), "callbacks": [StopAt(first, 5)]}
+        first.fit(source(), epochs=3, steps_per_epoch=3, verbose=False, **options)
+    assert second.restore(Checkpoints(str(tmp_path))) == 5
+    second.fit(source(), epochs=3, steps_per_epoch=3, verbose=False)
+    for a, b in zip(state(whole), state(second), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):

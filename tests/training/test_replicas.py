@@ -38,5 +38,13 @@ def test_two_replicas_of_streamed_pictures_equal_one(tmp_path):
     agree("streamed_replicas.py", str(tmp_path))
 
 
+def test_a_last_batch_that_leaves_a_replica_no_example(tmp_path):
+    agree("replicas_without_examples.py", str(tmp_path))
+
+
+def test_moving_statistics_are_those_of_all_replicas(tmp_path):
+    agree("replicated_statistics.py", str(tmp_path))
+
+
 def test_figures_saved_in_the_middle_of_an_epoch_are_the_undisturbed_ones(tmp_path):
     agree("replicated_averages.py", str(tmp_path))

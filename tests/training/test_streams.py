@@ -51,19 +51,19 @@ class StopAt(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("corrupt", ["raise", "skip"])
-def test_resumed_in_the_middle_of_an_epoch(folder, tmp_path, corrupt):
-    """22 examples in batches of 4: six steps an epoch, the last of two examples."""
+@pytest.mark.parametrize(("corrupt", "steps"), [("raise", None), ("skip", None), ("raise", 5)])
+def test_resumed_in_the_middle_of_an_epoch(folder, tmp_path, corrupt, steps):
+    """22 examples in batches of 4: six steps an epoch, the last of two examples; or the first five."""
     whole = make(1)
-    expected = whole.fit(data(folder), epochs=3, verbose=False).history
-    assert int(whole.step.numpy()) == 18
+    expected = whole.fit(data(folder), epochs=3, steps_per_epoch=steps, verbose=False).history
+    assert int(whole.step.numpy()) == 3 * (steps or 6)
     first = make(1, steps_per_loop=1)
     with pytest.raises(TrainingInterrupted):
-        callbacks = [StopAt(first, 8)]
-        first.fit(data(folder), epochs=3, checkpoints=Checkpoints(str(tmp_path)), callbacks=callbacks, verbose=False)
+        options = {"checkpoints": Checkpoints(str(tmp_path)), "callbacks": [StopAt(first, 8)]}
+        first.fit(data(folder), epochs=3, steps_per_epoch=steps, verbose=False, **options)
     second = make(99)
     assert second.restore(Checkpoints(str(tmp_path))) == 8
-    history = second.fit(data(folder, corrupt=corrupt), epochs=3, verbose=False).history
+    history = second.fit(data(folder, corrupt=corrupt), epochs=3, steps_per_epoch=steps, verbose=False).history
     states = [trainer.model.variables + trainer.rule.variables for trainer in (whole, second)]
     for a, b in zip(*states, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -146,6 +146,27 @@ def test_evaluate_does_not_depend_on_batches():
         assert figures["accuracy"] == pytest.approx(1 - figures["error"])
 
 
+@pytest.mark.parametrize("endless", [False, True])
+def test_each_number_of_steps_is_a_figure_of_its_own(endless):
+    x, y = arrays(48)
+    data = tfbio.data.from_arrays(x, y, 16, shuffle=False)
+    if endless:
+        data = tf.data.Dataset.from_tensor_slices((x, y)).repeat().batch(16)
+    trainer = trainer_for()
+    trainer.fit(data, epochs=1, steps_per_epoch=2, verbose=False)
+    for steps, count in ((1, 16), (3, 48), (1, 16), *([] if endless else [(None, 48)])):
+        expected = trainer.evaluate(tfbio.data.from_arrays(x[:count], y[:count], 16))
+        assert trainer.evaluate(data, steps) == pytest.approx(expected)
+    assert int(trainer.step.numpy()) == 2
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_steps_beyond_an_epoch_are_refused(steps):
+    for data in (tfbio.data.from_arrays(*arrays(48), 16), tf.data.Dataset.from_tensor_slices(arrays(48)).batch(16)):
+        with pytest.raises(ValueError, match=f"`steps_per_epoch`: expected from 1 to 3, .* received {steps}"):
+            trainer_for().fit(data, steps_per_epoch=steps, verbose=False)
+
+
 def test_epochs_are_counted_over_calls():
     trainer = trainer_for()
     data = tfbio.data.from_arrays(*arrays(), 16)
@@ -229,6 +250,22 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path):
     message = str(caught.value)
     assert "at step 6" in message and "step-4" in message and "kernel" in message
     assert [path.name for path in checkpoints.paths()] == ["step-2", "step-4"]
+
+
+@pytest.mark.parametrize(("every", "bad", "kept"), [(2, 4, 2), (5, 8, 5)])  # a checkpoint is due; the end of all
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, every, bad, kept):
+    """The loss of a step is that of the weights before it, and finite still where the update is not."""
+
+    class Poisoned(tfbio.rules.Backpropagation):
+        def compute(self, x, y, weights=None):
+            update = super().compute(x, y, weights)
+            factor = tf.where(tf.convert_to_tensor(self.step) == bad - 1, np.nan, 1.0)
+            return update._replace(forward=[(gradient * factor, variable) for gradient, variable in update.forward])
+
+    checkpoints = Checkpoints(str(tmp_path), every_steps=every)
+    with pytest.raises(NonFiniteLoss, match=f"Weights became infinite or NaN at step {bad}.*step-{kept}"):
+        trainer_for(Poisoned()).fit(tfbio.data.from_arrays(*arrays(64), 8), checkpoints=checkpoints, verbose=False)
+    assert [path.name for path in checkpoints.paths()] == [f"step-{kept}"]
 
 
 def test_a_rule_that_forgets_a_gradient_is_told():

@@ -23,9 +23,10 @@ def load(name="", split="train", batch_size=8, seed=0, shuffle=True, augmentatio
     return data, info
 
 
-def model(input_shape, classes):
+def model(input_shape, classes, normalized=False):
     layers = [
         keras.layers.Conv2D(3, 3, activation="tanh"),
+        *([keras.layers.BatchNormalization()] if normalized else []),
         keras.layers.Flatten(),
         keras.layers.Dense(5, "tanh"),
         keras.layers.Dense(classes),
@@ -48,7 +49,7 @@ def run(rule: str, epochs: int, strategy: str) -> Run:
         source = functools.partial(load, augmentation="streamed") if data == "streamed" else load
     return Run(
         load=source,
-        model=model,
+        model=functools.partial(model, normalized=data == "normalized"),
         rule=functools.partial(make, rule),
         optimizer=lambda: keras.optimizers.AdamW(1e-2),
         epochs=epochs,

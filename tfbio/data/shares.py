@@ -1,8 +1,9 @@
 r"""A worker's share of global batches: the rows that its own replicas take.
 
-A batch of $B$ examples is cut into one part for each of $R$ replicas, $\lceil B / R \rceil$ rows long; the last parts
-may have fewer rows, or none. A worker's replicas have neighbouring parts. Who takes which row does not change what a
-batch holds, so any number of workers sees the same batches.
+A batch of $B$ examples is cut into one part for each of $R$ replicas, $\lfloor B / R \rfloor$ rows long or one more. A
+last batch that is not full ends in the middle of a part; those behind it have no rows. A worker's replicas have
+neighbouring parts. Who takes which row does not change what a batch holds, so any number of workers sees the same
+batches.
 """
 
 from dataclasses import dataclass
@@ -34,15 +35,10 @@ class Share:
         parts = context.num_replicas_in_sync // context.num_input_pipelines
         return cls(batch_size, context.num_replicas_in_sync, context.input_pipeline_id * parts, parts)
 
-    @property
-    def rows(self) -> int:
-        """Rows of a part, but for the last ones."""
-        return -(-self.batch_size // self.replicas)
-
     def bounds(self, part: int | tf.Tensor = 0, parts: int | None = None) -> tuple:
         """The first row of one of the worker's parts, or of several that follow one another, and the row after them."""
-        begin = (self.first + part) * self.rows
-        return begin, begin + (self.parts if parts is None else parts) * self.rows
+        parts = self.parts if parts is None else parts
+        return tuple(p * self.batch_size // self.replicas for p in (self.first + part, self.first + part + parts))
 
     def count(self, examples: int) -> int:
         """How many rows of a batch are the worker's, if the batch holds `examples`."""
@@ -78,7 +74,7 @@ class Share:
             a dataset of `count` times `parts` elements. Shapes are static where all parts are equally long.
         """
         if last == self.batch_size and self.batch_size % self.replicas == 0:
-            return examples.batch(self.rows, drop_remainder=True)
+            return examples.batch(self.batch_size // self.replicas, drop_remainder=True)
         whole = self.count(self.batch_size)
         batches = examples.batch(max(whole, 1))
         if self.count(last) == 0:  # replicas meet in every step, so those without an example take part too
@@ -87,9 +83,10 @@ class Share:
         if self.parts == 1:
             return batches
 
+        def rows(part: tf.Tensor) -> slice:
+            return slice(*(bound - self.bounds()[0] for bound in self.bounds(part, 1)))
+
         def cut(*batch: tf.Tensor) -> tf.data.Dataset:
-            rows = self.rows
-            parts = tf.data.Dataset.range(self.parts)
-            return parts.map(lambda part: tuple(column[part * rows : (part + 1) * rows] for column in batch))
+            return tf.data.Dataset.range(self.parts).map(lambda part: tuple(column[rows(part)] for column in batch))
 
         return batches.flat_map(cut)

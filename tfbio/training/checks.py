@@ -10,23 +10,45 @@ import tensorflow as tf
 
 from tfbio.losses import Loss
 
-__all__ = ["NonFiniteLoss", "check_batch", "check_no_collectives", "check_scope", "explained"]
+__all__ = ["NonFiniteLoss", "check_batch", "check_finite", "check_no_collectives", "check_scope", "explained"]
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss became infinite or NaN; the message names the step, the layers' norms and the last good checkpoint."""
+    """The loss, or a weight, became infinite or NaN.
 
-    def __init__(self, loss: float, step: int, model: keras.Model, checkpoints: Any):
+    Args:
+        what: became what, for the message, which also names the step, the layers' norms and the last good checkpoint.
+        step: number of steps taken.
+        model: the network.
+        checkpoints: the run's `Checkpoints`; None without any.
+    """
+
+    def __init__(self, what: str, step: int, model: keras.Model, checkpoints: Any):
         norms = ", ".join(f"{v.path} {np.linalg.norm(v.numpy()):.3g}" for v in model.trainable_variables)
         if checkpoints is not None and checkpoints.last:
             kept = f"The last good checkpoint is {checkpoints.last}."
         else:
             kept = "No checkpoint had been saved."
         super().__init__(
-            f"The loss became {loss} at step {step}. {kept} Lower the learning rate, clip gradients "
+            f"{what} at step {step}. {kept} Lower the learning rate, clip gradients "
             f"(clipnorm=… of the optimizer), or use bfloat16 or float32 instead of float16. Norms of the weights after "
             f"that step: {norms}."
         )
+
+
+def check_finite(variables: list[keras.Variable], step: int, model: keras.Model, checkpoints: Any) -> None:
+    """Refuses weights that the last update has made infinite or NaN: its loss was of the weights before.
+
+    Args:
+        variables: what learns.
+        step, model, checkpoints: as for `NonFiniteLoss`.
+
+    Raises:
+        NonFiniteLoss: as the loss of the next step would.
+    """
+    finite = [tf.reduce_all(tf.math.is_finite(variable.value)) for variable in variables]
+    if not tf.reduce_all(finite):
+        raise NonFiniteLoss("Weights became infinite or NaN", step, model, checkpoints)
 
 
 def check_scope(model: keras.Model, strategy: tf.distribute.Strategy) -> None:

@@ -9,7 +9,8 @@ an epoch at any of its batches. Two kinds share one interface:
 
 `take` is called in cross-replica context, once a step, and returns the arguments for `strategy.run`; `unpack` turns
 them, on a replica, into `(x, y, weights, importance)`: `weights` are the factors of the examples in the update (they
-sum to one over the global batch), `importance` the factors in averages (1, or the data set's own sample weights).
+sum to one over the global batch), `importance` the factors in averages (1, or the data set's own sample weights). A
+last batch may leave a replica no example.
 """
 
 import functools
@@ -18,22 +19,31 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfbio.data import Streaming, memory_of, stream_of
+from tfbio.data import InMemory, Streaming, memory_of, stream_of
 from tfbio.data.pipelines import untuned
 from tfbio.training.checks import explained
 
-__all__ = ["MemoryFeed", "StreamFeed", "first_batch", "make_feed"]
+__all__ = ["MemoryFeed", "StreamFeed", "at_least_one", "first_batch", "make_feed"]
 
 Source = tf.data.Dataset | Callable[[int], tf.data.Dataset]
 
 
 class MemoryFeed:
-    """Feeds a set held in memory (`tfbio.data.InMemory`)."""
+    """Feeds a set held in memory (`tfbio.data.InMemory`).
 
-    def __init__(self, memory: Any, strategy: tf.distribute.Strategy):
+    Args:
+        memory: the set.
+        strategy: global batches are split over its replicas.
+        steps_per_epoch: the first so many batches of every epoch; None for all.
+
+    Raises:
+        ValueError: an epoch has fewer.
+    """
+
+    def __init__(self, memory: InMemory, strategy: tf.distribute.Strategy, steps_per_epoch: int | None = None):
         self._memory = memory
         self._replicas = strategy.num_replicas_in_sync
-        self.steps_per_epoch = memory.steps_per_epoch
+        self.steps_per_epoch = _steps(steps_per_epoch, memory.steps_per_epoch)
 
     def open(self, epoch: int, first: int) -> Any:
         """The handle for the epoch's loop: the order of its examples."""
@@ -65,16 +75,18 @@ class StreamFeed:
             batch at the cost of their indices or raw records, and each worker decodes its own share. A plain data set
             is iterated once an epoch, by every worker in whole; to enter an epoch in its middle it is skipped forward,
             which repeats the same examples only if it yields them in the same order every time. Shuffled streams are
-            passed as a function, seeded by the epoch.
+            passed as a function, seeded by the epoch. An endless data set runs on from epoch to epoch; of a function,
+            each epoch has its own, from the beginning.
         strategy: global batches are split over its replicas.
-        steps_per_epoch: needed for an endless data set; others are counted, once, by reading them if they must be.
+        steps_per_epoch: needed for an endless data set, the first so many batches of every epoch of another; None for
+            all, which are counted, once, by reading them if they must be.
 
     Raises:
-        ValueError: the data set is empty, or endless without `steps_per_epoch`.
+        ValueError: the data set is empty, endless without `steps_per_epoch`, or known to have fewer batches.
     """
 
     def __init__(self, source: Source, strategy: tf.distribute.Strategy, steps_per_epoch: int | None = None):
-        stream = None if callable(source) or steps_per_epoch is not None else stream_of(source)
+        stream = None if callable(source) else stream_of(source)
         self._source = stream.batches if stream else lambda epoch, first: _from(source, epoch, first)
         self._stream = stream
         self._strategy = strategy
@@ -85,14 +97,15 @@ class StreamFeed:
                 f"to one, received {type(first).__name__}. Arrays go through tfbio.data.from_arrays(x, y, batch_size)."
             )
         cardinality = int(first.cardinality())
-        self._endless = cardinality == tf.data.INFINITE_CARDINALITY
+        endless = cardinality == tf.data.INFINITE_CARDINALITY
         if cardinality == tf.data.UNKNOWN_CARDINALITY and steps_per_epoch is None:
             cardinality = int(untuned(first).reduce(tf.constant(0, tf.int64), lambda count, _: count + 1))
-        if self._endless and steps_per_epoch is None:
+        if endless and steps_per_epoch is None:
             raise ValueError("Invalid value for `steps_per_epoch`: an endless data set needs one, received None.")
-        self.steps_per_epoch = cardinality if steps_per_epoch is None else steps_per_epoch
-        if self.steps_per_epoch < 1:
+        if cardinality == 0:
             raise ValueError("Invalid value for the data: expected at least one batch, received an empty data set.")
+        self.steps_per_epoch = _steps(steps_per_epoch, cardinality)
+        self._runs_on = endless and not callable(source)
         self._first = first
         self._iterator, self._at = None, None
 
@@ -104,9 +117,9 @@ class StreamFeed:
                 return self._stream.batches(epoch, first, context)
 
             return iter(self._strategy.distribute_datasets_from_function(own))
-        position = epoch * self.steps_per_epoch + first
-        if not (self._endless and self._at == position):
-            dataset = untuned(self._source(epoch, position if self._endless else first))
+        position = epoch * self.steps_per_epoch + first if self._runs_on else first
+        if not (self._runs_on and self._at == position):
+            dataset = untuned(self._source(epoch, position))
             options = tf.data.Options()
             # Each worker takes its part of every batch, and not batches of its own from a part of the files: order is
             # the user's, and nothing is known of where it comes from.
@@ -133,6 +146,22 @@ class StreamFeed:
     def faults(self, epoch: int, first: int, count: int | None) -> list[str]:
         """Where the examples of `count` batches (None: of all) are that can't be read, as far as that can be known."""
         return self._stream.faults(epoch, first, count) if self._stream else []
+
+
+def at_least_one(*share: Any) -> tuple:
+    """A replica's share of a batch, `(x, y, weights, importance)`; in place of no example, zeros whose weight is 0.
+
+    What takes moments of the examples at hand, as batch normalisation does, makes NaN of none.
+    """
+    if share[-1].shape[0]:
+        return share
+    lacking = tf.cast(tf.shape(share[-1])[:1] == 0, tf.int32)
+
+    def filled(tensor: tf.Tensor) -> tf.Tensor:
+        rows = tf.zeros(tf.concat([lacking, tf.shape(tensor)[1:]], 0), tensor.dtype)
+        return tf.ensure_shape(tf.concat([tensor, rows], 0), tf.TensorShape([None]).concatenate(tensor.shape[1:]))
+
+    return tf.nest.map_structure(filled, share)
 
 
 def first_batch(dataset: tf.data.Dataset, stream: Streaming | None = None) -> tuple:
@@ -165,11 +194,21 @@ def _from(source: Source, epoch: int, first: int) -> tf.data.Dataset:
     return dataset.skip(first) if first else dataset
 
 
+def _steps(wanted: int | None, held: int) -> int:
+    """The batches of an epoch: as many as `wanted` of those that it holds (below 0 where that is not known), or all."""
+    if wanted is None:
+        return held
+    if wanted < 1 or 0 <= held < wanted:
+        expected = "a positive integer" if held < 0 else f"from 1 to {held}, the batches of an epoch, or None for all"
+        raise ValueError(f"Invalid value for `steps_per_epoch`: expected {expected}, received {wanted}.")
+    return wanted
+
+
 def make_feed(
     data: Source, strategy: tf.distribute.Strategy, steps_per_epoch: int | None = None
 ) -> MemoryFeed | StreamFeed:
     """The feed for `data`: the fast path for a set held in memory, the general one for all else."""
     memory = None if callable(data) else memory_of(data)
-    if memory is not None and steps_per_epoch is None:
-        return MemoryFeed(memory, strategy)
+    if memory is not None:
+        return MemoryFeed(memory, strategy, steps_per_epoch)
     return StreamFeed(data, strategy, steps_per_epoch)

@@ -22,6 +22,7 @@ from tfbio.rules import LearningRule
 from tfbio.rules.base import Rehearsal
 from tfbio.training.accumulation import in_parts
 from tfbio.training.averages import Averages
+from tfbio.training.feeds import at_least_one
 from tfbio.training.optimizing import follow, globally_clipped, remaining_gaps, together
 
 __all__ = ["NO_STRATEGY", "Loops"]
@@ -62,6 +63,9 @@ class Loops:
         self._preprocessing = preprocessing
         self._averages, self._evaluation = averages
         self._parts = parts
+        # Batch normalisation that is synchronised takes no harm from a replica without examples, and would count zeros.
+        normalized = {layer.synchronized for layer in rule.model._flatten_layers() if hasattr(layer, "synchronized")}
+        self._may_lack_examples = self._replicas == 1 or normalized == {True}
         self._made: dict[tuple, Any] = {}
 
     def training(self, feed: Any) -> Any:
@@ -75,6 +79,11 @@ class Loops:
     def prepare(self, x: tf.Tensor) -> tf.Tensor:
         """Inputs as the model takes them."""
         return x if self._preprocessing is None else self._preprocessing(x)
+
+    def _share(self, feed: Any, given: tuple) -> tuple:
+        """A replica's `(x, y, weights, importance)` of a training batch."""
+        share = feed.unpack(*given)
+        return share if self._may_lack_examples else at_least_one(*share)
 
     def _once(self, feed: Any, make: Any) -> Any:
         key = (id(feed), make.__name__)
@@ -178,7 +187,7 @@ class Loops:
         updates = [(rehearsal.count, self._rehearsal(rehearsal)) for rehearsal in self._rule.rehearsals]
 
         def observe(*given):
-            x, _, weights, _ = feed.unpack(*given)
+            x, _, weights, _ = self._share(feed, given)
             return self._rule.rehearsal_inputs(self.prepare(x)), weights
 
         def rehearse(arguments):
@@ -200,7 +209,7 @@ class Loops:
         def run(phase, step, arguments):
             if rehearse and "feedback" in phase:
                 rehearse(arguments)
-            shares = self._strategy.run(lambda *given: step(*feed.unpack(*given)), arguments)
+            shares = self._strategy.run(lambda *given: step(*self._share(feed, given)), arguments)
             return self._strategy.reduce("sum", shares, axis=None)
 
         @tf.function

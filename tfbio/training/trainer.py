@@ -20,6 +20,7 @@ from tfbio.training.checkpoints import Checkpoints
 from tfbio.training.checks import (
     NonFiniteLoss,
     check_batch,
+    check_finite,
     check_no_collectives,
     check_scope,
     explained,
@@ -28,6 +29,7 @@ from tfbio.training.feeds import make_feed
 from tfbio.training.interrupts import TrainingInterrupted, delayed_interrupts
 from tfbio.training.loops import NO_STRATEGY, Loops
 from tfbio.training.optimizing import make_optimizer
+from tfbio.training.statistics import MovingStatistics
 from tfbio.training.workers import Workers
 
 __all__ = ["Trainer"]
@@ -127,19 +129,21 @@ class Trainer:
             self.step = self.rule.step
             self.averages = Averages(self.loss)
             self._evaluation = Averages(self.loss)
+        self._statistics = MovingStatistics(model, self.strategy)
         optimizers, averages = (self.optimizer, self.feedback_optimizer), (self.averages, self._evaluation)
         self._loops = Loops(
             self.rule, optimizers, self.strategy, jit_compile, preprocessing, averages, accumulation_steps
         )
-        self._feeds: dict[int, tuple] = {}
+        self._feeds: dict[tuple, tuple] = {}
 
     def _feed(self, data: Any, steps: int | None) -> Any:
-        """The feed for `data`, the same one each time, so that its loop is traced once."""
-        if id(data) not in self._feeds:
+        """The feed for `steps` batches of `data`, the same one each time, so that its loop is traced once."""
+        key = (id(data), steps)
+        if key not in self._feeds:
             feed = make_feed(data, self.strategy, steps)
             check_batch(self.model, self.loss, *feed.example(), self._loops.prepare)
-            self._feeds[id(data)] = (feed, data)  # holding `data` keeps its id its own
-        return self._feeds[id(data)][0]
+            self._feeds[key] = (feed, data)  # holding `data` keeps its id its own
+        return self._feeds[key][0]
 
     @property
     def state(self) -> tf.train.Checkpoint:
@@ -178,7 +182,7 @@ class Trainer:
             validation_data: the same, or a dict of several by name, evaluated after every epoch; figures carry the
                 name (`val` for a single one) and an underscore in front.
             epochs: the total to reach. A second call with the same number does nothing.
-            steps_per_epoch: for endless data.
+            steps_per_epoch: for endless data, or to train on the first so many batches of every epoch.
             callbacks: Keras callbacks. Batch hooks are called once a loop; a callback with an attribute `every_steps`
                 sees the end of a loop after every so many steps.
             checkpoints: where and when to save; also makes Ctrl-C and SIGTERM save and then stop.
@@ -189,7 +193,7 @@ class Trainer:
 
         Raises:
             ValueError: data that do not fit the model.
-            NonFiniteLoss: the loss became infinite or NaN.
+            NonFiniteLoss: the loss became infinite or NaN, or weights that were to be saved.
             TrainingInterrupted: a signal came, and `checkpoints` holds the state.
         """
         feed = self._feed(data, steps_per_epoch)
@@ -211,6 +215,7 @@ class Trainer:
                 started = time.monotonic()
                 hooks.on_epoch_begin(epoch)
                 self._train_epoch(feed, loop, epoch, hooks, stops, checkpoints, received)
+                self._statistics.unite()
                 logs = {"step": int(self.step.numpy()), **self.averages.result()}
                 self.averages.reset()
                 for name, split in (validation_data or {}).items():
@@ -219,7 +224,7 @@ class Trainer:
                 hooks.on_epoch_end(epoch, logs)
                 self._save(checkpoints, received)
         if checkpoints is not None and self.step.numpy():
-            checkpoints.save(self.state, int(self.step.numpy()), self.workers)
+            self._write(checkpoints)
         self._put_averages()
         hooks.on_train_end()
         return next(c for c in hooks.callbacks if isinstance(c, keras.callbacks.History))
@@ -246,7 +251,7 @@ class Trainer:
                 loss = float(loop(handle, tf.constant(epoch), tf.constant(first), tf.constant(count)))
             first = int(self.step.numpy()) - epoch * last
             if not tf.math.is_finite(loss):
-                raise NonFiniteLoss(loss, int(self.step.numpy()), self.model, checkpoints)
+                raise NonFiniteLoss(f"The loss became {loss}", int(self.step.numpy()), self.model, checkpoints)
             hooks.on_train_batch_end(first - 1, self.averages.result())
             elapsed = max(time.monotonic() - started, 1e-6)
             count = max(1, min(10 * count, round(count * _SECONDS_PER_LOOP / elapsed)))
@@ -260,16 +265,23 @@ class Trainer:
         step = int(self.step.numpy())
         signal, due = self.workers.agree(received[0] if received else 0, int(checkpoints.due(step)))
         if signal or due:
-            path = checkpoints.save(self.state, step, self.workers)
+            path = self._write(checkpoints)
             if signal:
                 raise TrainingInterrupted(f"Stopped at step {step}; the state is in {path}.", signal)
+
+    def _write(self, checkpoints: Checkpoints) -> str:
+        """Saves the state as it is now, if a run can go on from it; returns the checkpoint's path."""
+        step = int(self.step.numpy())
+        check_finite([*self.rule.forward_variables, *self.rule.feedback_variables], step, self.model, checkpoints)
+        self._statistics.unite()
+        return checkpoints.save(self.state, step, self.workers)
 
     def evaluate(self, data: Any, steps: int | None = None) -> dict[str, float]:
         """Averages over all examples of a data set.
 
         Args:
             data: as for `fit`. Figures do not depend on order or batch size.
-            steps: number of batches, for endless data.
+            steps: for endless data, or to look at the first so many batches.
 
         Returns:
             `loss`, and `error` in [0, 1] and `accuracy` if the loss classifies.
