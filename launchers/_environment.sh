@@ -38,7 +38,16 @@ _find_python() {
     return 1
 }
 
-prepare_environment() {
+prepare_environment() { # launchers that start at the same time take turns
+    if [ -z "$dry_run" ] && command -v flock >/dev/null; then
+        exec 9>"$environment.lock"
+        flock 9
+    fi
+    _make_environment "$@"
+    exec 9>&-
+}
+
+_make_environment() {
     local extra=${1:-} stamp base wanted file unfinished=$environment/.unfinished
     # The path is part of the stamp since an environment can't be moved.
     wanted=$({ echo "$root" && cat "$root/setup.py" "$root/pyproject.toml"; } | cksum)
@@ -58,7 +67,7 @@ prepare_environment() {
     echo "Installing tfbio and what it needs; the first time takes some minutes." >&2
     run touch "$unfinished"
     run "$python" -m pip install -qq --no-input --disable-pip-version-check -e "$root${extra:+[$extra]}"
-    run rm "$unfinished"
+    run rm -f "$unfinished"
     if [ -z "$dry_run" ]; then
         echo "$wanted" >"$stamp"
     fi

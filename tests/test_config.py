@@ -192,7 +192,8 @@ def test_the_configuration_of_a_run_is_that_of_its_last_training(tmp_path):
 
 @pytest.mark.parametrize(("strategy", "where"), [("multi_worker", "TF_CONFIG"), ("tpu", "TPU_NAME")])
 def test_what_a_cluster_or_a_tpu_trained_is_evaluated_and_exported_without(strategy, where, tmp_path, monkeypatch):
-    monkeypatch.delenv(where, raising=False)
+    for variable in (where, "SLURM_PROCID"):
+        monkeypatch.delenv(variable, raising=False)
     (tmp_path / "config.gin").write_text(f'include "quickstart.gin"\ntrain.strategy = {strategy!r}\n')
     assert config._recorded_run(str(tmp_path), ["load.validation=0"]).strategy == "one_device"
     for named in ("mirrored", strategy):

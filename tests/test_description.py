@@ -32,6 +32,15 @@ def test_networks_are_described_alike_whatever_was_made_before():
     assert description.network(classifier) == description.network(again)
 
 
+def test_an_operation_called_like_an_activation_is_not_taken_for_it():
+    def made():
+        inputs = keras.Input((4,))
+        return keras.Model(inputs, keras.layers.Dense(2)(keras.ops.tanh(keras.layers.Dense(3, "tanh")(inputs))))
+
+    keras.backend.clear_session()
+    assert description.network(made()) == description.network(made())
+
+
 @pytest.mark.parametrize(
     ("change", "path"),
     [

@@ -47,6 +47,8 @@ def folder(tmp_path):
 def start(folder, *arguments, **environment):
     command = ["bash", "launchers/multi_worker.sh", *arguments]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    # A shell can't trap what was ignored when it started, as SIGINT is in what another one runs in the background.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, cwd=folder, env={**os.environ, **environment}, **options)
 
 

@@ -241,8 +241,21 @@ def test_splits_that_can_not_be_loaded_are_said_before_training(tmp_path):
         return tfbio.data.load("digits", split, **options)
 
     with pytest.raises(tfbio.data.DataNotFoundError, match="no test data"):
-        train(str(tmp_path), settings(load=load, evaluate_on=()), quiet=True)
-    assert not (tmp_path / "metrics.jsonl").exists()
+        train(str(tmp_path / "new"), settings(load=load, evaluate_on=()), quiet=True)
+    assert not (tmp_path / "new" / "metrics.jsonl").exists()
+    train(str(tmp_path / "old"), settings(epochs=1), quiet=True)
+    with pytest.raises(tfbio.data.DataNotFoundError, match="no test data"):
+        train(str(tmp_path / "old"), settings(load=load, evaluate_on=()), quiet=True)
+    assert (tmp_path / "old" / "result.json").exists()  # what was finished stays so
+
+
+def test_moving_averages_are_evaluated_and_exported_as_they_were_reported(tmp_path):
+    averaging = {"class_name": "SGD", "config": {"learning_rate": 0.1, "use_ema": True, "ema_momentum": 0.9}}
+    first = train(str(tmp_path), settings(optimizer=averaging, epochs=1), quiet=True)["final"]
+    assert runs.evaluate(str(tmp_path), settings(optimizer=averaging))["loss"] == first["test_loss"]
+    longer = train(str(tmp_path), settings(optimizer=averaging, epochs=2), quiet=True)["final"]
+    whole = train(str(tmp_path / "whole"), settings(optimizer=averaging, epochs=2), quiet=True)["final"]
+    assert longer == whole
 
 
 def test_evaluate_needs_a_run(tmp_path):

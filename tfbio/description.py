@@ -4,6 +4,7 @@ Keras numbers the names of layers by all that a process has made before (`dense_
 layer is known by its place in its model.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,8 +29,10 @@ def network(model: keras.Model) -> Any:
         is one, since its code holds the lines of the file that it was read from.
     """
     try:
-        config = keras.saving.serialize_keras_object(model)
-    except (NotImplementedError, TypeError, ValueError):  # a class of the user's without `get_config`
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a lambda is unsafe to load: nothing is
+            config = keras.saving.serialize_keras_object(model)
+    except (NotImplementedError, OSError, TypeError, ValueError):  # no `get_config`, or a lambda without a source file
         return None
     return _anonymous(config["config"], {})
 
@@ -37,9 +40,9 @@ def network(model: keras.Model) -> Any:
 def _anonymous(config: Any, places: Mapping[str, int]) -> Any:
     """`config` without names; where one layer refers to another, `places` says which of its model's layers that is."""
     if isinstance(config, (list, tuple)):
+        if len(config) == 3 and isinstance(config[0], str) and all(type(entry) is int for entry in config[1:]):
+            return [places.get(config[0], config[0]), *config[1:]]  # (layer, its call, the call's output)
         return [_anonymous(entry, places) for entry in config]
-    if isinstance(config, str):
-        return places.get(config, config)
     if not isinstance(config, dict):
         return config
     kind = config.get("class_name")

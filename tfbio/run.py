@@ -68,13 +68,6 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     trainer.workers.agree(0)  # all have read what the chief changes from here on
     if result is not None and result["epochs"] >= run.epochs:
         return result
-    if on_built is not None and chief:
-        on_built()
-    if step and not quiet:
-        print(f"going on from step {step} ({checkpoints.last})", flush=True)
-    if chief:
-        (folder / "result.json").unlink(missing_ok=True)
-
     # All of them now, those of the end too: what can't be loaded is then no news after hours of training.
     splits = {name: parts.split(name) for name in ("train", "validation", "test")}
     splits = {name: split for name, split in splits.items() if split is not None}
@@ -89,6 +82,12 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     callbacks = [measures, *(writers if chief else [])]
     if run.patience is not None:
         callbacks.append(_early_stopping(run, held_out, before))
+    if on_built is not None and chief:
+        on_built()
+    if step and not quiet:
+        print(f"going on from step {step} ({checkpoints.last})", flush=True)
+    if chief:
+        (folder / "result.json").unlink(missing_ok=True)
     trainer.fit(
         parts.train_data,
         validation_data=held_out,
@@ -182,6 +181,8 @@ def _restored(workdir: str, run: Run, best: bool = False) -> Assembly:
         with tempfile.TemporaryDirectory() as local:
             weights = (folder / _BEST).copy(Path(local) / _BEST)  # Keras reads local files
             parts.trainer.model.load_weights(str(weights))
+    else:
+        parts.trainer.finish()
     return parts
 
 

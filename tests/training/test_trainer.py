@@ -72,6 +72,18 @@ def test_it_ends_with_the_moving_averages_and_resumes_without(tmp_path):
     assert np.abs(second.model.get_weights()[0] - first.model.get_weights()[0]).max() > 1e-3
 
 
+def test_there_are_no_averages_before_the_first_step():
+    """In turns, an epoch of inverses comes first, in which the forward weights' optimizer rests."""
+    x, y = arrays()
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    rule = {"class_name": "dtp", "config": {"schedule": "alternating"}}
+    trainer = trainer_for(rule, keras.optimizers.SGD(0.1, use_ema=True))
+    before = trainer.model.get_weights()
+    trainer.fit(data, epochs=1, verbose=False)
+    for old, new in zip(before, trainer.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
 def test_backpropagation_equals_keras_fit():
     x, y = arrays()
     model = small_model()
@@ -163,7 +175,7 @@ def test_each_number_of_steps_is_a_figure_of_its_own(endless):
 @pytest.mark.parametrize("steps", [0, 4])
 def test_steps_beyond_an_epoch_are_refused(steps):
     for data in (tfbio.data.from_arrays(*arrays(48), 16), tf.data.Dataset.from_tensor_slices(arrays(48)).batch(16)):
-        with pytest.raises(ValueError, match=f"`steps_per_epoch`: expected from 1 to 3, .* received {steps}"):
+        with pytest.raises(ValueError, match=f"number of steps: expected from 1 to 3, .* received {steps}"):
             trainer_for().fit(data, steps_per_epoch=steps, verbose=False)
 
 

@@ -200,7 +200,7 @@ def _steps(wanted: int | None, held: int) -> int:
         return held
     if wanted < 1 or 0 <= held < wanted:
         expected = "a positive integer" if held < 0 else f"from 1 to {held}, the batches of an epoch, or None for all"
-        raise ValueError(f"Invalid value for `steps_per_epoch`: expected {expected}, received {wanted}.")
+        raise ValueError(f"Invalid value for the number of steps: expected {expected}, received {wanted}.")
     return wanted
 
 

@@ -7,6 +7,7 @@ rule's `compute` and the optimizer's `apply`.
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfbio import losses, rules
@@ -87,7 +88,8 @@ class Learner(keras.Model):
             ValueError: labels `y` that do not fit the model. Those in a data set are looked at by the `Trainer` alone.
         """
         if y is not None and getattr(self.model, "output_shape", None) is not None:
-            self.rule.loss.check_labels(tf.convert_to_tensor(y), self.model.output_shape)
+            with tf.device("CPU:0"):
+                self.rule.loss.check_labels(y if hasattr(y, "shape") else np.asarray(y), self.model.output_shape)
         return super().fit(x, y, *args, **kwargs)
 
     def train_step(self, data: tuple) -> dict[str, tf.Tensor]:

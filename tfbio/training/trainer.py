@@ -125,7 +125,6 @@ class Trainer:
                 self.feedback_optimizer = make_optimizer(
                     feedback_optimizer, feedback, self.strategy, "feedback_optimizer", mixed
                 )
-            self._optimized = [(self.optimizer, forward), *[(self.feedback_optimizer, feedback)] * bool(feedback)]
             self.step = self.rule.step
             self.averages = Averages(self.loss)
             self._evaluation = Averages(self.loss)
@@ -148,11 +147,10 @@ class Trainer:
     @property
     def state(self) -> tf.train.Checkpoint:
         """Everything that a checkpoint holds."""
-        optimizers = [o for o in (self.optimizer, self.feedback_optimizer) if o is not None]
         variables = {
             "model": self.model.variables,
             "rule": self.rule.variables,
-            "optimizers": [variable for optimizer in optimizers for variable in optimizer.variables],
+            "optimizers": [variable for optimizer in self._optimizers for variable in optimizer.variables],
         }
         tracked = {name: [variable.value for variable in group] for name, group in variables.items()}
         return tf.train.Checkpoint(step=self.step, averages=self.averages.sums, **tracked)
@@ -210,6 +208,7 @@ class Trainer:
             callbacks, add_history=True, model=model, epochs=epochs, steps=feed.steps_per_epoch, verbose=int(verbose)
         )
         hooks.on_train_begin()
+        begin = int(self.step.numpy())
         with _signals(checkpoints) as received:
             while (epoch := int(self.step.numpy()) // feed.steps_per_epoch) < epochs and not model.stop_training:
                 started = time.monotonic()
@@ -223,17 +222,26 @@ class Trainer:
                 logs["seconds"] = time.monotonic() - started
                 hooks.on_epoch_end(epoch, logs)
                 self._save(checkpoints, received)
-        if checkpoints is not None and self.step.numpy():
+        step = int(self.step.numpy())
+        if checkpoints is not None and step and (step > begin or checkpoints.last is None):
             self._write(checkpoints)
-        self._put_averages()
+        self.finish()
         hooks.on_train_end()
         return next(c for c in hooks.callbacks if isinstance(c, keras.callbacks.History))
 
-    def _put_averages(self) -> None:
-        """Ends with the weights' moving averages where an optimizer keeps some, as Keras does."""
-        for optimizer, variables in self._optimized:
-            if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
-                optimizer.finalize_variable_values(variables)
+    @property
+    def _optimizers(self) -> list[keras.optimizers.Optimizer]:
+        return [optimizer for optimizer in (self.optimizer, self.feedback_optimizer) if optimizer is not None]
+
+    def finish(self) -> None:
+        """Puts moving averages in the weights' place, where an optimizer keeps some: how `fit` ends, as Keras's does.
+
+        For who evaluates or exports what `restore` has read: checkpoints hold weights and averages.
+        """
+        for optimizer in self._optimizers:
+            inner = getattr(optimizer, "inner_optimizer", optimizer)
+            if inner.use_ema and int(inner.iterations.numpy()):  # averages are zeros before the first step
+                inner.finalize_variable_values(inner._trainable_variables)
 
     def _train_epoch(self, feed, loop, epoch, hooks, stops, checkpoints, received) -> None:
         """The rest of an epoch, loop by loop."""
