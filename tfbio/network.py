@@ -155,10 +155,10 @@ def _fills(layer: Any) -> bool:
 def _default_boundaries(segments: list[_Segment]) -> list[int]:
     boundaries, filled = [], False
     for position, segment in enumerate(segments):
-        weighted = any(map(_fills, segment.layers))
-        if weighted and filled:
+        fills = any(map(_fills, segment.layers))
+        if fills and filled:
             boundaries.append(position - 1)
-        filled = filled or weighted
+        filled = filled or fills
     return boundaries
 
 

@@ -9,7 +9,9 @@ from tfbio.feedback.bits import stateless_bits, stateless_normal, stateless_unif
 
 
 def draw(shape, *key, jit_compile=None):
-    function = lambda k: stateless_bits(shape, k)  # noqa: E731
+    def function(k):
+        return stateless_bits(shape, k)
+
     if jit_compile is not None:
         function = tf.function(function, jit_compile=jit_compile)
     return function(tf.constant(key, tf.int64)).numpy()

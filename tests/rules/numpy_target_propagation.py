@@ -122,7 +122,11 @@ class Network:
         if self.kind == "ldrl":
             target = h[last] - self.options["target_step"] * (self.predict(h[last]) - target)
         aim = h[last] + self.options.get("target_step", 1.0) * (target - h[last])  # of sdtp, ao_sdtp
-        g = lambda number, u: self.inverses[number - 1](u)  # noqa: E731  g(l, ·) inverts stage l
+
+        def g(number, u):
+            """Inverts stage `number`, from 1."""
+            return self.inverses[number - 1](u)
+
         t = {last: target}
         if self.kind == "dtp":
             step = self.options["target_step"] / (len(x) if self.options["target_reduction"] == "batch" else 1)
@@ -144,7 +148,10 @@ class Network:
     def gradients(self, x, target, weights, noise):
         """Of all layers, then of all inverses; `noise[number]` is standard normal, the shape of the stage's input."""
         h, w = self.forward(x), weights[:, None]
-        units = lambda a: 1 if self.options["reduction"] == "sum" else a.shape[1]  # noqa: E731
+
+        def units(a):
+            return 1 if self.options["reduction"] == "sum" else a.shape[1]
+
         forward, feedback = [], []
         for number, ((y, t), layer) in enumerate(zip(self.targets(x, target), self.layers, strict=True)):
             if self.kind == "ldrl":
@@ -179,7 +186,10 @@ class Network:
     def diagnostics(self, x, target):
         """Loss of inverses, distance of targets, and how far they are met, from above the stages concerned."""
         pairs, figures = self.targets(x, target), {}
-        norm = lambda a: np.linalg.norm(a, axis=1)  # noqa: E731
+
+        def norm(a):
+            return np.linalg.norm(a, axis=1)
+
         for number, ((h, t), layer, g) in enumerate(zip(pairs, self.layers, self.inverses, strict=True)):
             figures["target_distance", number] = np.linalg.norm(t - h) / np.linalg.norm(h)
             if g is not None:

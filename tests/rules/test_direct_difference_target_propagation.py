@@ -66,7 +66,10 @@ class Mirrored:
 
     def gradients(self, x, target, weights, noise, predict):
         h, w, forward, feedback = self.chain(x), weights[:, None], [], []
-        units = lambda a: 1 if self.rule.reduction == "sum" else a.shape[1]  # noqa: E731
+
+        def units(a):
+            return 1 if self.rule.reduction == "sum" else a.shape[1]
+
         for number, (y, t) in enumerate(self.targets(x, target, predict)):
             forward += self.layers[number].gradients(h[number], y, 2 * w * (y - t) / units(y))
         for number in range(1, len(self.layers)):

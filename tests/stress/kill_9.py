@@ -14,6 +14,7 @@ figures of all epochs must be the same numbers. Not in the default test run: 20 
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import multiprocessing
@@ -104,6 +105,10 @@ def newest(workdir: Path) -> int:
     return max((int(path.stem.removeprefix("step-")) for path in workdir.glob("checkpoints/step-*.index")), default=0)
 
 
+def has_newer(workdir: Path, step: int) -> bool:
+    return newest(workdir) > step
+
+
 def half_written(workdir: Path) -> bool:
     return any(workdir.glob("checkpoints/*_temp"))
 
@@ -175,9 +180,9 @@ def main() -> None:
                 elif kills % 4 == 3:
                     moment = dice.uniform(0, life - training)
                 elif kills % 4 == 2:
-                    until, moment = lambda: half_written(workdir), 0  # noqa: B023  (called at once)
+                    until, moment = functools.partial(half_written, workdir), 0
                 else:
-                    until = lambda: newest(workdir) > at  # noqa: B023, E731
+                    until = functools.partial(has_newer, workdir, at)
                     moment = dice.uniform(0, 2 * training / arguments.moments)
                 if wait(processes, 1e6, until) or wait(processes, moment):
                     end(processes)

@@ -48,7 +48,6 @@ class InMemory:
         examples: number of examples.
         batch_size: examples in a global batch.
         steps_per_epoch: number of global batches in an epoch.
-        settings: what else decides which images a batch holds, by the names of the arguments.
 
     Raises:
         ValueError: if there are no examples, lengths differ, or an argument is out of its range.
@@ -78,12 +77,16 @@ class InMemory:
         self.batch_size = batch_size
         self.steps_per_epoch = self.examples // batch_size if drop_remainder else -(-self.examples // batch_size)
         self._seed = seed
-        self.settings = {"shuffle": shuffle, "augmentation": augmentation}
         self._shuffle = shuffle
         self._augmentation = augmentation
         self._all_full = drop_remainder or self.examples % batch_size == 0
         with tf.device(_HOST):
             self._images, self._labels = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides which images a batch holds beside seed and sizes, by the names of the arguments."""
+        return {"shuffle": self._shuffle, "augmentation": self._augmentation}
 
     def order(self, epoch: int | tf.Tensor) -> tf.Tensor:
         """The order in which an epoch goes through the examples.

@@ -44,7 +44,6 @@ class Streaming:
         examples: number of examples.
         batch_size: examples in a global batch.
         steps_per_epoch: number of global batches in an epoch.
-        settings: what else decides which pictures a batch holds, by the names of the arguments.
         skipped: where the pictures are that were skipped so far.
 
     Raises:
@@ -81,13 +80,18 @@ class Streaming:
         self.batch_size = batch_size
         self.steps_per_epoch = self.examples // batch_size if drop_remainder else -(-self.examples // batch_size)
         self.skipped: list[str] = []
-        self.settings = {"shuffle": shuffle, "augmentation": augmentation, "resizing": resizing}
         self._source, self._seed, self._shuffle = source, seed, shuffle
         self._decoding = (shape, resizing, augmentation)
         self._corrupt = corrupt
         self._filling = 0 if shuffle or drop_remainder else -self.examples % batch_size
         over = 0 if drop_remainder else (self.examples + self._filling) % batch_size
         self._last = over or batch_size  # rows of an epoch's last batch
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides which pictures a batch holds beside seed and sizes, by the names of the arguments."""
+        _, resizing, augmentation = self._decoding
+        return {"shuffle": self._shuffle, "augmentation": augmentation, "resizing": resizing}
 
     def batches(
         self,

@@ -121,7 +121,7 @@ class Feedback(keras.layers.Wrapper):
     def _affine(self, inputs: tf.Tensor, weights: Sequence[tf.Tensor]) -> tf.Tensor:
         """The wrapped layer without its activation, with `weights` as its kernels."""
         substitution = list(zip(kernels(self.layer), weights, strict=True))
-        with _without_activation(self.layer), keras.StatelessScope(state_mapping=substitution):
+        with _changed(self.layer, "activation", None), keras.StatelessScope(state_mapping=substitution):
             return self.layer(inputs)
 
     def mirrored(self, noise: tf.Tensor, others: Sequence[tf.Tensor] = ()) -> list[tf.Tensor]:
@@ -157,7 +157,7 @@ class Feedback(keras.layers.Wrapper):
             return tf.math.divide_no_nan(products, uses * tf.cast(tf.shape(noise)[0], kernel.dtype))
 
         # Sums over examples and positions are beyond float16's range, and beyond what bfloat16 can count to.
-        with _without_mixed_precision(self.layer):
+        with _changed(self.layer, "dtype_policy", self.layer.variable_dtype):
             return [estimate(position, kernel) for position, kernel in enumerate(forward)]
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
@@ -173,25 +173,14 @@ class Feedback(keras.layers.Wrapper):
 
 
 @contextlib.contextmanager
-def _without_activation(layer: keras.layers.Layer) -> Iterator[None]:
-    """Takes the activation off `layer` while its call is traced."""
-    activation = getattr(layer, "activation", None)
-    if activation is None:
+def _changed(layer: keras.layers.Layer, attribute: str, value: Any) -> Iterator[None]:
+    """Gives an attribute of `layer` another value while its call is traced, if the layer has that attribute."""
+    if not hasattr(layer, attribute):
         yield
         return
-    layer.activation = None
+    before = getattr(layer, attribute)
+    setattr(layer, attribute, value)
     try:
         yield
     finally:
-        layer.activation = activation
-
-
-@contextlib.contextmanager
-def _without_mixed_precision(layer: keras.layers.Layer) -> Iterator[None]:
-    """Lets `layer` compute in the dtype of its variables while its call is traced."""
-    policy = layer.dtype_policy
-    layer.dtype_policy = layer.variable_dtype
-    try:
-        yield
-    finally:
-        layer.dtype_policy = policy
+        setattr(layer, attribute, before)

@@ -20,7 +20,7 @@ from tfbio import inverses
 from tfbio.feedback.bits import stateless_normal
 from tfbio.network import stages
 from tfbio.rules.base import LearningRule, Rehearsal
-from tfbio.rules.local_losses import RECONSTRUCTIONS, weighted_sum, wide
+from tfbio.rules.local_losses import OF_DIFFERENCES, RECONSTRUCTIONS, weighted_sum, wide
 
 __all__ = ["LearnedInverses", "one_of"]
 
@@ -63,7 +63,7 @@ class LearnedInverses(LearningRule):
         if min(_each(self.noise, 1)) < 0:
             raise ValueError(f"Invalid value for `noise`: expected numbers of at least 0, received {noise}.")
         self.reconstruction = one_of("reconstruction", reconstruction, RECONSTRUCTIONS)
-        if reconstruction in ("drl", "ldrl") and 0 in _each(self.noise, 2)[1:]:
+        if reconstruction in OF_DIFFERENCES and 0 in _each(self.noise, 2)[1:]:
             raise ValueError(
                 f"Invalid value for `noise`: reconstruction={reconstruction!r} needs some, received {noise}."
             )
@@ -166,7 +166,7 @@ class LearnedInverses(LearningRule):
     def inverse_loss(self, number: int, h: tf.Tensor, u: tf.Tensor, weights: tf.Tensor, iteration: Any) -> tf.Tensor:
         """The loss of an inverse on a batch: a scalar."""
         inverse, count = self.inverses[number], len(self.stages)
-        if self.reconstruction in ("drl", "ldrl") and _is_random(self.inverted[number]):
+        if self.reconstruction in OF_DIFFERENCES and _is_random(self.inverted[number]):
             u = self._image(number, h)  # of the noisy input's dropout: only what its noise makes of it shall differ
         error = RECONSTRUCTIONS[self.reconstruction](
             functools.partial(self._image, number),

@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-__all__ = ["RECONSTRUCTIONS", "Map", "local_signal", "weighted_sum", "wide"]
+__all__ = ["OF_DIFFERENCES", "RECONSTRUCTIONS", "Map", "local_signal", "weighted_sum", "wide"]
 
 Map = Callable[[tf.Tensor], tf.Tensor]
 #: Standard normal noise in the shape of a tensor; another noise for another number, which may be left out for 0.
@@ -98,3 +98,5 @@ def _noisy(h: tf.Tensor, sigma: float, noise: Noise) -> tf.Tensor:
 
 
 RECONSTRUCTIONS = {"preserve": preserve, "denoise": denoise, "drl": difference, "ldrl": local_difference}
+#: Those that compare $g$ at two places, which are one without noise.
+OF_DIFFERENCES = ("drl", "ldrl")

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-__all__ = ["follow", "globally_clipped", "make_optimizer", "remaining_gaps", "together"]
+__all__ = ["follow", "globally_clipped", "make_optimizer", "put_averages", "remaining_gaps", "together"]
 
 Followers = list[tuple[keras.Variable, keras.Variable]]
 
@@ -68,7 +68,7 @@ def globally_clipped(
         gradients: this replica's part of a sum over replicas.
         replicas: the number of replicas in sync.
     """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = _unscaled(optimizer)
     if replicas == 1 or not (inner.clipnorm or inner.global_clipnorm or inner.clipvalue):
         return gradients
     scale = tf.cast(getattr(optimizer, "dynamic_scale", 1.0), tf.float32)
@@ -98,7 +98,7 @@ def remaining_gaps(optimizer: keras.optimizers.Optimizer, followers: Followers) 
     $λ$ is what the optimizer's `weight_decay` takes off $w$ in this step, learning rate included: nothing in those
     that only add to the gradients of the next one.
     """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = _unscaled(optimizer)
     gaps = []
     for b, w in followers:
         gap = tf.convert_to_tensor(w) - tf.convert_to_tensor(b)
@@ -115,3 +115,15 @@ def follow(followers: Followers, gaps: list[tf.Tensor]) -> None:
     """Puts each $b$ a gap below its $w$, which has taken its step."""
     for (b, w), gap in zip(followers, gaps, strict=True):
         b.assign(tf.convert_to_tensor(w) - gap)
+
+
+def put_averages(optimizer: keras.optimizers.Optimizer) -> None:
+    """Puts the moving averages of `optimizer`, if it keeps some, in the place of its variables."""
+    inner = _unscaled(optimizer)
+    if inner.use_ema and int(inner.iterations.numpy()):  # averages are zeros before the first step
+        inner.finalize_variable_values(inner._trainable_variables)
+
+
+def _unscaled(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimizer within what scales the loss for float16, if that is around it."""
+    return getattr(optimizer, "inner_optimizer", optimizer)

@@ -1,5 +1,6 @@
 """Strategies by name: where a run's replicas live."""
 
+import functools
 import json
 import os
 import re
@@ -66,6 +67,7 @@ def is_there(name: str, tpu: str = "") -> bool:
     return True
 
 
+@functools.cache  # to connect starts the TPU, which to look for it and then to use it would do twice
 def _tpu(address: str) -> tf.distribute.Strategy:
     address = address or os.environ.get("TPU_NAME") or "local"
     try:

@@ -28,7 +28,7 @@ from tfbio.training.checks import (
 from tfbio.training.feeds import make_feed
 from tfbio.training.interrupts import TrainingInterrupted, delayed_interrupts
 from tfbio.training.loops import NO_STRATEGY, Loops
-from tfbio.training.optimizing import make_optimizer
+from tfbio.training.optimizing import make_optimizer, put_averages
 from tfbio.training.statistics import MovingStatistics
 from tfbio.training.workers import Workers
 
@@ -239,9 +239,7 @@ class Trainer:
         For who evaluates or exports what `restore` has read: checkpoints hold weights and averages.
         """
         for optimizer in self._optimizers:
-            inner = getattr(optimizer, "inner_optimizer", optimizer)
-            if inner.use_ema and int(inner.iterations.numpy()):  # averages are zeros before the first step
-                inner.finalize_variable_values(inner._trainable_variables)
+            put_averages(optimizer)
 
     def _train_epoch(self, feed, loop, epoch, hooks, stops, checkpoints, received) -> None:
         """The rest of an epoch, loop by loop."""
