@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 from tfbio.run import _restored
+from tfbio.training import strategies
 from tfbio.training.strategies import make_strategy, slurm_cluster
 
 SCRIPT = Path(__file__).with_name("worker.py")
@@ -139,6 +140,14 @@ def test_strategies_that_are_refused(monkeypatch):
         make_strategy("tpus")
 
 
+@pytest.fixture
+def no_tpu_connected():
+    strategies._connected.cache_clear()
+    yield
+    strategies._connected.cache_clear()
+
+
+@pytest.mark.usefixtures("no_tpu_connected")
 def test_a_tpu_that_is_not_there_is_refused_in_one_sentence(monkeypatch):
     with pytest.raises(ValueError, match="'local' gave none .*TPU_NAME") as caught:
         make_strategy("tpu", "local")
@@ -153,12 +162,22 @@ def test_a_tpu_that_is_not_there_is_refused_in_one_sentence(monkeypatch):
         make_strategy("tpu")
 
 
+@pytest.mark.usefixtures("no_tpu_connected")
 def test_the_tpu_that_is_meant_is_the_one_that_is_taken(monkeypatch):
     """With both of TensorFlow's parts replaced: what they do with a TPU can't be seen without one."""
-    monkeypatch.setattr(tf.distribute.cluster_resolver.TPUClusterResolver, "connect", lambda address: f"at {address}")
+    connected = []
+
+    def connect(address):
+        connected.append(address)
+        return f"at {address}"
+
+    monkeypatch.setattr(tf.distribute.cluster_resolver.TPUClusterResolver, "connect", connect)
     monkeypatch.setattr(tf.distribute, "TPUStrategy", lambda resolver: ("strategy", resolver))
     monkeypatch.delenv("TPU_NAME", raising=False)
     assert make_strategy("tpu") == ("strategy", "at local")
     monkeypatch.setenv("TPU_NAME", "pod")
     assert make_strategy("tpu") == ("strategy", "at pod")
     assert make_strategy("tpu", "grpc://10.0.0.2:8470") == ("strategy", "at grpc://10.0.0.2:8470")
+    # To look whether it is there and then to use it starts a TPU once.
+    assert strategies.is_there("tpu")
+    assert connected == ["local", "pod", "grpc://10.0.0.2:8470"]

@@ -67,9 +67,12 @@ def is_there(name: str, tpu: str = "") -> bool:
     return True
 
 
-@functools.cache  # to connect starts the TPU, which to look for it and then to use it would do twice
 def _tpu(address: str) -> tf.distribute.Strategy:
-    address = address or os.environ.get("TPU_NAME") or "local"
+    return _connected(address or os.environ.get("TPU_NAME") or "local")
+
+
+@functools.cache  # to connect starts the TPU, which to look for it and then to use it would do twice
+def _connected(address: str) -> tf.distribute.Strategy:
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(address)
         return tf.distribute.TPUStrategy(resolver)
