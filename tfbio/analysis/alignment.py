@@ -124,7 +124,7 @@ class Alignment(keras.callbacks.Callback):
             weights = [(feedback, forward) for _, forward, feedback in pathways]
             return _products(both), _products(weights), list(own.values())
 
-        self._products = tf.function(lambda: self._strategy.run(products))
+        self._products = tf.function(lambda: self._strategy.run(products), autograph=False)
         self._layers = [variable.path.rpartition("/")[0] for variable in rule.forward_variables]
 
     def measure(self) -> dict[str, float]:

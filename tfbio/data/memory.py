@@ -146,6 +146,7 @@ class InMemory:
             a dataset of (images, labels) with a known cardinality, for which `memory_of` gives this object.
         """
 
+        @tf.autograph.experimental.do_not_convert  # there is nothing in it to be rewritten, which takes its time
         def batches(epoch: tf.Tensor) -> tf.data.Dataset:
             order = self.order(epoch)
             indices = tf.data.Dataset.range(self.steps_per_epoch, output_type=tf.int32)

@@ -93,6 +93,7 @@ class Streaming:
         _, resizing, augmentation = self._decoding
         return {"shuffle": self._shuffle, "augmentation": augmentation, "resizing": resizing}
 
+    @tf.autograph.experimental.do_not_convert  # there is nothing in it to be rewritten, which takes its time
     def batches(
         self,
         epoch: int | tf.Tensor,

@@ -123,6 +123,9 @@ class LearningRule:
     def compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None = None) -> Update:
         """The update from one batch.
 
+        A trainer calls it in a graph and, as Keras does, without AutoGraph: what depends on a tensor's value is written
+        with `tf.cond` and `tf.while_loop`, or in a function of its own under `tf.function`.
+
         Args:
             x: inputs, `(batch, …)`.
             y: labels as the loss takes them.
