@@ -56,16 +56,14 @@ def a_few():
 
 TRAINED = a_few()
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
-
-
-NETWORKS = itertools.count(1)
+TESTS = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
 def _little_is_kept():
     """Networks hold themselves in cycles; a hundred of them would fill the memory before Python looks for these."""
     yield
-    if next(NETWORKS) % 10 == 0:  # half a second each time
+    if next(TESTS) % 10 == 0:  # half a second each time
         gc.collect()
 
 

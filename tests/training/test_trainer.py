@@ -291,32 +291,38 @@ def test_a_rule_that_forgets_a_gradient_is_told():
         trainer.fit(tfbio.data.from_arrays(*arrays(), 16), verbose=False)
 
 
-@pytest.mark.parametrize("rewritten", [False, True])
-def test_pythons_control_flow_needs_a_function_of_its_own(rewritten):
-    """A rule is called without AutoGraph, as Keras calls its training steps; TensorFlow says what to do."""
+def halved(gradient):
+    """Half of it, by Python's control flow."""
+    if tf.norm(gradient) > 0:
+        gradient = gradient / 2
+    return gradient
 
-    def halved(gradient):
-        if tf.norm(gradient) > 0:
-            gradient = gradient / 2
-        return gradient
 
-    function = tf.function(halved) if rewritten else halved
+class Changed(tfbio.rules.Backpropagation):
+    """Backpropagation with a function applied to each gradient."""
 
-    class Halved(tfbio.rules.Backpropagation):
-        def compute(self, x, y, weights=None):
-            update = super().compute(x, y, weights)
-            return update._replace(forward=[(function(gradient), variable) for gradient, variable in update.forward])
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
 
-    trainers, data = [trainer_for(Halved()), trainer_for("bp")], tfbio.data.from_arrays(*arrays(), 16)
-    if not rewritten:
-        with pytest.raises(TypeError, match="tf.function"):
-            trainers[0].fit(data, verbose=False)
-        return
-    for trainer, rate in zip(trainers, (0.1, 0.05), strict=True):
-        trainer.optimizer.learning_rate.assign(rate)
+    def compute(self, x, y, weights=None):
+        update = super().compute(x, y, weights)
+        return update._replace(forward=[(self.change(gradient), variable) for gradient, variable in update.forward])
+
+
+def test_pythons_control_flow_in_a_rule_is_told_what_to_do():
+    """A rule is called without AutoGraph, as Keras calls its training steps."""
+    with pytest.raises(TypeError, match="tf.function"):
+        trainer_for(Changed(halved)).fit(tfbio.data.from_arrays(*arrays(), 16), verbose=False)
+
+
+def test_pythons_control_flow_in_a_function_of_its_own():
+    data = tfbio.data.from_arrays(*arrays(), 16)
+    halving = trainer_for(Changed(tf.function(halved)), keras.optimizers.SGD(0.1))
+    slower = trainer_for("bp", keras.optimizers.SGD(0.05))
+    for trainer in (halving, slower):
         trainer.fit(data, verbose=False)
-    for a, b in zip(*(trainer.model.get_weights() for trainer in trainers), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert_same_weights(halving.model, slower.model, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])

@@ -30,8 +30,8 @@ __all__ = ["NO_STRATEGY", "Loops"]
 #: The type of the strategy that is in force where none is: everything in a step can be compiled under it.
 NO_STRATEGY = type(tf.distribute.get_strategy())
 
-# Without AutoGraph, as Keras has its steps: neither has an `if` or `while` that had to be rewritten for tensors, and
-# looking for one in all that a step calls makes a run a quarter slower to start.
+# Without AutoGraph, as Keras has its steps: neither has an `if` or `while` that had to be rewritten for tensors, and to
+# look for one in all that a step calls makes a run slower to start.
 _graph = functools.partial(tf.function, autograph=False)
 
 
