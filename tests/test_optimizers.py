@@ -1,7 +1,5 @@
 """This literature's update rules against NumPy, in `Trainer`, `Learner` and gin, and on two replicas."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers as L
+from processes import Script
 
 import tfbio
 from tfbio import config, optimizers
@@ -125,34 +124,7 @@ def test_trainer_and_learner_agree(name):
     assert all(np.any(a != b) for a, b in zip(first, weights[0], strict=True))
 
 
-REPLICAS = """
-import sys, keras, numpy as np, tensorflow as tf, tfbio
-sys.path.insert(0, {folder!r})
-from test_optimizers import ALL, make, network, problem
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-two, (x, y) = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), problem()
-for name in ALL:
-    weights = []
-    for strategy in (tf.distribute.get_strategy(), two):
-        with strategy.scope():
-            keras.utils.set_random_seed(3)
-            model, optimizer = network(), make(name)
-        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
-        trainer = tfbio.Trainer(model, "bp", optimizer, strategy=strategy, jit_compile=False)
-        trainer.fit(data, epochs=3, verbose=False)
-        weights.append([*model.get_weights(), *(v.numpy() for v in optimizer.variables)])
-    for a, b in zip(*weights, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=name)
-    for variable in model.variables:
-        first, second = (value.numpy() for value in two.experimental_local_results(variable.value))
-        np.testing.assert_array_equal(first, second, err_msg=name)
-print("replicas agree")
-"""
-
-
 def test_two_replicas_equal_one():
-    script = REPLICAS.format(folder=str(Path(__file__).parent))
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=280)
-    assert process.returncode == 0, process.stderr[-3000:]
-    assert "replicas agree" in process.stdout
+    code, output, errors = Script(Path(__file__).with_name("replicated_optimizers.py")).finish()
+    assert code == 0, errors[-3000:]
+    assert "replicas agree" in output

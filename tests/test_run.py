@@ -3,12 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from processes import Script
 
 import tfbio
 from tfbio import run as runs
@@ -268,20 +268,6 @@ def test_evaluate_needs_a_run(tmp_path):
         runs.evaluate(str(tmp_path), settings(), "validation")
 
 
-_WITHOUT_TFBIO = """
-import sys
-sys.modules["tfbio"] = None  # importing it fails from here on
-import keras, numpy, tensorflow
-folder, = sys.argv[1:]
-images = numpy.load(folder + "/images.npy")
-loaded = keras.models.load_model(folder + "/export/model.keras")
-served = tensorflow.saved_model.load(folder + "/export/saved_model")
-numpy.save(folder + "/keras.npy", loaded.predict(images, verbose=0))
-numpy.save(folder + "/served.npy", served.serve(images))
-print(type(loaded).__module__)
-"""
-
-
 @pytest.mark.parametrize("preprocessing", [False, True])
 def test_exports_load_where_tfbio_can_not_be_imported(tmp_path, preprocessing):
     run = settings(rule="dfa")
@@ -295,9 +281,9 @@ def test_exports_load_where_tfbio_can_not_be_imported(tmp_path, preprocessing):
         expected = np.asarray(trainer.loss.predict(expected))
         np.testing.assert_allclose(expected.sum(1), 1.0, rtol=1e-5)
     np.save(tmp_path / "images.npy", raw if preprocessing else scaled)
-    command = [sys.executable, "-c", _WITHOUT_TFBIO, str(tmp_path)]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert process.returncode == 0, process.stderr[-2000:]
-    assert "keras" in process.stdout
+    script = Path(__file__).with_name("without_tfbio.py")
+    code, output, errors = Script(script, tmp_path / "images.npy", tmp_path / "export").finish()
+    assert code == 0, errors[-2000:]
+    assert "keras" in output
     for name in ("keras", "served"):
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected, rtol=1e-4, atol=1e-5)

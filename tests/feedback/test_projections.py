@@ -1,11 +1,11 @@
 """Projections of direct feedback: what is shared, what is drawn anew, and that it is the same every time."""
 
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from processes import Script
 
 from tfbio.feedback import projections
 from tfbio.feedback.projections import STORAGES, make_projections
@@ -71,15 +71,9 @@ def test_regenerated_projections_are_the_same_with_xla_and_without(tile, monkeyp
 
 
 def test_regenerated_projections_are_the_same_in_another_process(small_tiles):
-    script = (
-        "import sys, numpy as np\n"
-        "from tfbio.feedback import projections as p\n"
-        "p._TILE = 640\n"
-        f"for b in p.make_projections('regenerated', None, 1.0, 3, 10, {SHAPES}, 'float32'):\n"
-        "    sys.stdout.write(np.asarray(b.matrix).tobytes().hex() + ' ')\n"
-    )
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=100)
-    assert process.stdout.split() == [matrix.tobytes().hex() for matrix in matrices("regenerated")]
+    code, output, errors = Script(Path(__file__).with_name("regenerated.py")).finish()
+    assert code == 0, errors[-3000:]
+    assert output.split() == [matrix.tobytes().hex() for matrix in matrices("regenerated")]
 
 
 def test_regenerated_projections_never_hold_more_than_a_tile(small_tiles):

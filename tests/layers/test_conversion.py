@@ -1,14 +1,13 @@
 """Locally connected layers from and to convolutions, Keras 2's layers, and stock layers."""
 
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers as L
+from processes import Script
 
 from tfbio import models
 from tfbio.export import export, with_preprocessing
@@ -146,28 +145,15 @@ def test_only_models_that_need_it_are_rewritten():
     assert not np.allclose(stock(x), model(x))
 
 
-_WITHOUT_TFBIO = """
-import sys
-sys.modules["tfbio"] = None  # importing it fails from here on
-import keras, numpy, tensorflow
-folder, = sys.argv[1:]
-images = numpy.load(folder + "/images.npy")
-numpy.save(folder + "/keras.npy", keras.models.load_model(folder + "/model.keras").predict(images, verbose=0))
-served = tensorflow.saved_model.load(folder + "/saved_model")
-numpy.save(folder + "/served.npy", served.serve(images))
-"""
-
-
 def test_exports_load_where_tfbio_can_not_be_imported(tmp_path):
     model = models.locally_connected((7, 6, 2), 3, filters=((3, 4, 2), (2, 5, 1)), units=())
     model = with_preprocessing(model, L.Rescaling(1 / 255), SoftmaxCrossEntropy())
     export(model, str(tmp_path))
     images = np.random.default_rng(0).integers(0, 256, (4, 7, 6, 2), np.uint8)
     np.save(tmp_path / "images.npy", images)
-    command = [sys.executable, "-c", _WITHOUT_TFBIO, str(tmp_path)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
-    assert process.returncode == 0, process.stderr[-2000:]
+    script = Path(__file__).parents[1] / "without_tfbio.py"
+    code, _, errors = Script(script, tmp_path / "images.npy", tmp_path, CUDA_VISIBLE_DEVICES="").finish()
+    assert code == 0, errors[-2000:]
     for name in ("keras", "served"):
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), model(images), rtol=1e-5, atol=1e-6)
 

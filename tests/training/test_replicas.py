@@ -1,17 +1,15 @@
 """Two replicas take the same steps as one; logical devices need a process of their own."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import Script
 
 
 def agree(script, *arguments):
-    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert process.returncode == 0, process.stderr[-3000:]
-    assert "replicas agree" in process.stdout
+    code, output, errors = Script(Path(__file__).with_name(script), *arguments).finish()
+    assert code == 0, errors[-3000:]
+    assert "replicas agree" in output
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,16 @@
 """Two worker processes take the same steps as one; they meet over loopback."""
 
 import json
-import os
 import runpy
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from processes import Script
 
 from tfbio.run import _restored
 from tfbio.training import strategies
@@ -33,29 +31,17 @@ def start(count, rule, workdir, epochs):
         each.close()
     processes = []
     for index in range(count):
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-        if count > 1:
-            task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-            environment["TF_CONFIG"] = json.dumps(task)
-        strategy = "multi_worker" if count > 1 else "one_device"
-        command = [sys.executable, str(SCRIPT), rule, str(workdir), str(epochs), strategy]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(command, env=environment, **pipes))
+        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        config, strategy = (json.dumps(task), "multi_worker") if count > 1 else (None, "one_device")
+        processes.append(Script(SCRIPT, rule, workdir, epochs, strategy, CUDA_VISIBLE_DEVICES="", TF_CONFIG=config))
     return processes
 
 
 def finish(processes, code=0):
-    outputs = []
-    for process in processes:
-        try:
-            outputs.append(process.communicate(timeout=240))
-        except subprocess.TimeoutExpired:
-            for each in processes:
-                each.kill()
-            raise
-    for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == code, errors[-3000:]
-    return [output for output, _ in outputs]
+    ended = [process.finish() for process in processes]
+    for found, _, errors in ended:
+        assert found == code, errors[-3000:]
+    return [output for _, output, _ in ended]
 
 
 def weights(workdir, rule, epochs):
@@ -89,8 +75,7 @@ def test_killed_workers_go_on_bit_for_bit(tmp_path):
         time.sleep(0.05)
     for process in killed:
         process.send_signal(signal.SIGKILL)
-    for process in killed:
-        process.communicate()
+    finish(killed, -signal.SIGKILL)
     assert list(checkpoints.glob("step-*.index")) and not (tmp_path / "killed" / "result.json").exists()
     finish(start(2, rule, tmp_path / "killed", 12))
     for a, b in zip(*(weights(tmp_path / name, rule, 12) for name in ("whole", "killed")), strict=True):
@@ -104,9 +89,9 @@ def test_a_signal_to_one_worker_stops_all_of_them_with_one_checkpoint(tmp_path):
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)  # not the chief
-    outputs = [process.communicate(timeout=200) for process in processes]
-    stopped = [errors.rpartition("TrainingInterrupted: ")[2].split(";")[0] for _, errors in outputs]
-    assert stopped[0] == stopped[1] and stopped[0].startswith("Stopped at step"), outputs
+    ended = [process.finish() for process in processes]
+    stopped = [errors.rpartition("TrainingInterrupted: ")[2].split(";")[0] for _, _, errors in ended]
+    assert stopped[0] == stopped[1] and stopped[0].startswith("Stopped at step"), ended
     step = stopped[0].split()[-1]
     assert (tmp_path / "run" / "checkpoints" / f"step-{step}.index").exists()
 
