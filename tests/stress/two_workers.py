@@ -19,8 +19,9 @@ RULES += ["tp", "dtp", "sdtp", "ao_sdtp", "ddtp", "ldrl", "fa streamed", "dfa st
 
 
 def main() -> None:
-    tests = Path(__file__).parent.parent / "training" / "test_workers.py"
-    compare = runpy.run_path(str(tests))["test_two_workers_equal_one"]
+    tests = Path(__file__).parent.parent
+    sys.path.append(str(tests))
+    compare = runpy.run_path(str(tests / "training" / "test_workers.py"))["test_two_workers_equal_one"]
     failed = []
     for rule in RULES:
         with tempfile.TemporaryDirectory() as folder:
