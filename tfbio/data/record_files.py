@@ -101,8 +101,10 @@ class RecordFiles:
             used = tf.where(high > low)[:, 0]
             parts = [tf.gather(values, used) for values in (order, low, high - low)]
             at_a_time = 1 if key is None else _FILES // lanes
+            # One file is read by the lane's own thread: another would cost each record a switch between threads.
+            threads = at_a_time if at_a_time > 1 else None
             records = tf.data.Dataset.from_tensor_slices(tuple(parts)).interleave(
-                self._file, cycle_length=at_a_time, num_parallel_calls=at_a_time
+                self._file, cycle_length=at_a_time, num_parallel_calls=threads
             )
             if key is not None:
                 seed = tf.random.experimental.stateless_fold_in(key, number, alg=randomness.ALGORITHM)[0]

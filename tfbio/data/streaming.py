@@ -178,7 +178,7 @@ class Streaming:
 
         def decode(index: tf.Tensor, *payload: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             encoded, label = self._source.read(index, *payload)
-            return decoding.decode(encoded, *self._decoding, draws[index]), label, tf.ones([])
+            return decoding.decode(encoded, *self._decoding, tf.gather(draws, index)), label, tf.ones([])
 
         return decode
 
