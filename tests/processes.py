@@ -33,6 +33,10 @@ class Script:
     def send_signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
 
+    def kill(self) -> None:
+        """Ends it, unless it has ended."""
+        self.process.kill()
+
     def finish(self, timeout: float = 280) -> tuple[int, str, str]:
         """Waits for its end: the exit code (negative: a signal's number), standard output and standard error."""
         self.process.join(timeout)
@@ -44,6 +48,13 @@ class Script:
         self._folder.cleanup()
         assert not late, f"still running after {timeout} s: {error[-3000:]}"
         return self.process.exitcode, output, error
+
+
+def output_of(path: Path | str, *arguments: str, **environment: str | None) -> str:
+    """What a script prints, which must end well."""
+    code, output, error = Script(path, *arguments, **environment).finish()
+    assert code == 0, error[-3000:]
+    return output
 
 
 def _run(command: tuple[str, ...], variables: dict[str, str], folder: str) -> None:

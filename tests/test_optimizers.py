@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers as L
-from processes import Script
+from processes import output_of
 
 import tfbio
 from tfbio import config, optimizers
@@ -125,6 +125,4 @@ def test_trainer_and_learner_agree(name):
 
 
 def test_two_replicas_equal_one():
-    code, output, errors = Script(Path(__file__).with_name("replicated_optimizers.py")).finish()
-    assert code == 0, errors[-3000:]
-    assert "replicas agree" in output
+    assert "replicas agree" in output_of(Path(__file__).with_name("replicated_optimizers.py"))

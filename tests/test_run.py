@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from processes import Script
+from processes import output_of
 
 import tfbio
 from tfbio import run as runs
@@ -282,8 +282,6 @@ def test_exports_load_where_tfbio_can_not_be_imported(tmp_path, preprocessing):
         np.testing.assert_allclose(expected.sum(1), 1.0, rtol=1e-5)
     np.save(tmp_path / "images.npy", raw if preprocessing else scaled)
     script = Path(__file__).with_name("without_tfbio.py")
-    code, output, errors = Script(script, tmp_path / "images.npy", tmp_path / "export").finish()
-    assert code == 0, errors[-2000:]
-    assert "keras" in output
+    assert "keras" in output_of(script, tmp_path / "images.npy", tmp_path / "export")
     for name in ("keras", "served"):
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected, rtol=1e-4, atol=1e-5)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from processes import Script
+from processes import output_of
 
 from tfbio.feedback import projections
 from tfbio.feedback.projections import STORAGES, make_projections
@@ -71,8 +71,7 @@ def test_regenerated_projections_are_the_same_with_xla_and_without(tile, monkeyp
 
 
 def test_regenerated_projections_are_the_same_in_another_process(small_tiles):
-    code, output, errors = Script(Path(__file__).with_name("regenerated.py")).finish()
-    assert code == 0, errors[-3000:]
+    output = output_of(Path(__file__).with_name("regenerated.py"))
     assert output.split() == [matrix.tobytes().hex() for matrix in matrices("regenerated")]
 
 

@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import pytest
-from processes import Script
+from processes import output_of
 
 
 def agree(script, *arguments):
-    code, output, errors = Script(Path(__file__).with_name(script), *arguments).finish()
-    assert code == 0, errors[-3000:]
-    assert "replicas agree" in output
+    assert "replicas agree" in output_of(Path(__file__).with_name(script), *arguments)
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,17 @@ def start(count, rule, workdir, epochs):
     return processes
 
 
+def ends(processes):
+    """Exit code, output and errors of each; where one fails to end, none is left behind."""
+    try:
+        return [process.finish() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
 def finish(processes, code=0):
-    ended = [process.finish() for process in processes]
+    ended = ends(processes)
     for found, _, errors in ended:
         assert found == code, errors[-3000:]
     return [output for _, output, _ in ended]
@@ -89,7 +98,7 @@ def test_a_signal_to_one_worker_stops_all_of_them_with_one_checkpoint(tmp_path):
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)  # not the chief
-    ended = [process.finish() for process in processes]
+    ended = ends(processes)
     stopped = [errors.rpartition("TrainingInterrupted: ")[2].split(";")[0] for _, _, errors in ended]
     assert stopped[0] == stopped[1] and stopped[0].startswith("Stopped at step"), ended
     step = stopped[0].split()[-1]
