@@ -20,6 +20,7 @@ import argparse
 import functools
 import os
 import pathlib
+import resource
 import statistics
 import tempfile
 import time
@@ -131,6 +132,12 @@ def resident() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
+def switches() -> int:
+    """How often threads of this process have made way for others so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_nvcsw + usage.ru_nivcsw
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", help="a folder of JPEG files")
@@ -165,13 +172,15 @@ def main() -> None:
             "fast decoding": loops[1],
         }
         rates: dict[str, list[float]] = {name: [] for name in contenders}
+        switched: dict[str, list[float]] = {name: [] for name in contenders}
         for number in range(arguments.rounds + 1):  # the first is not counted
             for name, run in contenders.items():
                 if isinstance(run, Turns):
                     run.prepare()
-                start = time.process_time()
+                start, before = time.process_time(), switches()
                 run()
                 rates[name] += [turn / (time.process_time() - start)] * (number > 0)
+                switched[name] += [(switches() - before) / turn] * (number > 0)
         rows = {}
         for name, values in rates.items():
             shares = [value / reference for value, reference in zip(values, rates["bare"], strict=True)]
@@ -180,10 +189,12 @@ def main() -> None:
                 "share_of_bare": statistics.median(shares),
             }
             rows[name] |= {"share_min": min(shares), "share_max": max(shares)}
+            rows[name] |= {"thread_switches_per_image": statistics.median(switched[name])}
             print(
                 f"{name:>17}: {rows[name]['images_per_cpu_second']:6.0f} images/s, share {min(shares):.2f} … ", end=""
             )
-            print(f"{rows[name]['share_of_bare']:.3f} … {max(shares):.2f}", flush=True)
+            print(f"{rows[name]['share_of_bare']:.3f} … {max(shares):.2f}", end=", ")
+            print(f"{rows[name]['thread_switches_per_image']:.1f} thread switches an image", flush=True)
         whole = [tf.io.decode_jpeg(photo, channels=3) for photo in photos]
         fast = [tf.io.decode_jpeg(p, channels=3, fancy_upscaling=False, dct_method="INTEGER_FAST") for p in photos]
         gaps = [np.abs(a.numpy().astype(int) - b.numpy()) for a, b in zip(whole, fast, strict=True)]
