@@ -22,7 +22,7 @@ import tensorflow as tf
 from timing import interleaved, machine, ratios, table, write
 
 import tfbio
-from tfbio.run import Run
+from tfbio.experiments.run import Run
 from tfbio.training import Checkpoints
 
 

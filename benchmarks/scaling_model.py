@@ -28,7 +28,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras  # TensorFlow reads the log level when it is imported
 
 import tfbio
-from tfbio.graph import inlined, nodes
+from tfbio.network.graph import inlined, nodes
 
 RULES = ("bp", "fa", "usf", "kp", "dfa", "dfa_regenerated", "dtp", "sdtp", "ao_sdtp")
 NETWORKS = ("bartunov_imagenet_lc", "bartunov_imagenet_conv", "resnet50")

@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras  # TensorFlow reads the log level when it is imported
 
 import tfbio
-from tfbio.layers.kernels import _KERNELS
+from tfbio.layers.traits import _KERNELS
 
 TESTS = Path(__file__).parent
 ABSTRACT_RULES = (tfbio.rules.LearningRule, tfbio.rules.FeedbackRule)
@@ -233,7 +233,7 @@ def _last(rule: Any) -> Any:
 DOCUMENT = """# What is tested on what
 
 Numbers of cases, read off the tests' parametrisation by `python tests/coverage_table.py`. A dash: none, be it that the
-oracle says nothing about the rule. Beside these, `tests/test_config.py` builds the run of every gin file.
+oracle says nothing about the rule. Beside these, `tests/experiments/test_config.py` builds the run of every gin file.
 
 ## Rules
 

@@ -10,7 +10,8 @@ from keras import layers as L
 from processes import output_of
 
 import tfbio
-from tfbio import config, optimizers
+from tfbio import optimizers
+from tfbio.experiments import config
 
 RATE, STEPS = 0.05, 6
 ALL = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tfbio
-from tfbio import config
+from tfbio.experiments import config
 
 _README = Path(__file__).parents[1] / "README.md"
 _SNIPPETS = re.findall(r"^```python\n(.*?)^```", _README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)

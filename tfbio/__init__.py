@@ -1,8 +1,7 @@
 """tfbio trains plain Keras models with learning rules other than backpropagation."""
 
 from tfbio import data, feedback, layers, losses, models, optimizers, rules
-from tfbio.inverses import inverse
-from tfbio.network import stages, with_feedback
+from tfbio.network import inverse, stages, with_feedback
 from tfbio.training import Learner, Trainer
 
 __version__ = "0.1.0"

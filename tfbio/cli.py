@@ -56,7 +56,7 @@ def _need(value: object, flag: str) -> None:
 
 
 def _train() -> None:
-    from tfbio import config
+    from tfbio.experiments import config
 
     _need(FLAGS.gin_file, "--gin_file")
     workdir = _workdir()
@@ -69,7 +69,7 @@ def _train() -> None:
 
 
 def _evaluate() -> None:
-    from tfbio import config
+    from tfbio.experiments import config
 
     _need(FLAGS.workdir, "--workdir")
     for name, value in config.run_evaluate(FLAGS.workdir, _params(), FLAGS.split, FLAGS.best).items():
@@ -77,7 +77,7 @@ def _evaluate() -> None:
 
 
 def _export() -> None:
-    from tfbio import config
+    from tfbio.experiments import config
 
     _need(FLAGS.workdir, "--workdir")
     for path in config.run_export(FLAGS.workdir, _params(), FLAGS.preprocessing, FLAGS.best):
@@ -85,7 +85,7 @@ def _export() -> None:
 
 
 def _study() -> None:
-    from tfbio import config
+    from tfbio.experiments import config
 
     _need(FLAGS.gin_file, "--gin_file")
     config.run_study(FLAGS.gin_file, _params(), _workdir(), FLAGS.workers)

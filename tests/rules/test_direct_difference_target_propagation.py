@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from keras import layers as L
 
-from tfbio import config, rules
+from tfbio import rules
+from tfbio.experiments import config
 
 spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("numpy_target_propagation.py"))
 reference = importlib.util.module_from_spec(spec)

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers as L
 
 import tfbio
-from tfbio import config
+from tfbio.experiments import config
 from tfbio.rules import Backpropagation, FeedbackAlignment, FeedbackRule
 
 RANDOM = np.random.default_rng(0)

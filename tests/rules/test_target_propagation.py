@@ -11,9 +11,10 @@ import tensorflow as tf
 from keras import layers as L
 
 import tfbio
-from tfbio import config, rules
+from tfbio import rules
 from tfbio.analysis import report
 from tfbio.analysis.alignment import alignment
+from tfbio.experiments import config
 from tfbio.layers import LocallyConnected2D
 
 spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("numpy_target_propagation.py"))

@@ -70,7 +70,7 @@ def train(workdir: str, epochs: int, cluster: list[str], index: int) -> None:
         os.environ["TF_CONFIG"] = json.dumps(task)
     import keras
 
-    from tfbio import run
+    from tfbio.experiments import run
 
     settings = run.Run(
         load=load,
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     dice, epochs, workers = random.Random(arguments.seed), arguments.epochs, arguments.workers
-    CONTEXT.set_forkserver_preload(["tensorflow", "keras", "tfbio", "tfbio.run"])
+    CONTEXT.set_forkserver_preload(["tensorflow", "keras", "tfbio", "tfbio.experiments.run"])
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         whole = Path(folder) / "whole"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tfbio
-from tfbio.run import Run, WorkdirError, train
+from tfbio.experiments.run import Run, WorkdirError, train
 from tfbio.training import CheckpointError, Checkpoints, JsonLines
 
 

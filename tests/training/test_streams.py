@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import tfbio
-from tfbio import run as runs
+from tfbio.experiments import run as runs
 from tfbio.training import Checkpoints, TrainingInterrupted
 from tfbio.training.feeds import first_batch
 
@@ -115,7 +115,7 @@ def test_an_example_leaves_out_what_fills_up(folder):
 
 
 def test_a_run_on_a_folder(folder, tmp_path):
-    """`tfbio.run` as it is: other augmentation and batch size for evaluation, alignment, the last epoch's figures."""
+    """A whole run: other augmentation and batch size for evaluation, alignment, the last epoch's figures."""
 
     def network(input_shape, classes):
         layers = [keras.Input(input_shape), keras.layers.Flatten(), keras.layers.Dense(4, "tanh")]

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from processes import Script
 
-from tfbio.run import _restored
+from tfbio.experiments.run import _restored
 from tfbio.training import strategies
 from tfbio.training.strategies import make_strategy, slurm_cluster
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfbio
-from tfbio.run import Run, train
+from tfbio.experiments.run import Run, train
 
 
 def load(name="", split="train", batch_size=8, seed=0, shuffle=True, augmentation="flip_crop", drop_remainder=False):

@@ -2,8 +2,8 @@
 
 from tfbio.layers.conversion import from_convolution, from_keras2, plain, to_keras2
 from tfbio.layers.feedback import Feedback
-from tfbio.layers.kernels import fans, is_exact, is_weighted, kernels
 from tfbio.layers.locally_connected import LocallyConnected1D, LocallyConnected2D, LocallyConnected2DTranspose
+from tfbio.layers.traits import fans, is_exact, is_weighted, kernels
 
 __all__ = [
     "Feedback",

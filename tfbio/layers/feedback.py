@@ -22,7 +22,7 @@ import keras
 import tensorflow as tf
 
 from tfbio import feedback as feedback_weights
-from tfbio.layers.kernels import fans, kernels
+from tfbio.layers.traits import fans, kernels
 from tfbio.serialization import register
 
 __all__ = ["Feedback"]
@@ -43,7 +43,7 @@ class Feedback(keras.layers.Wrapper):
     """A weighted layer whose input gradient is taken at feedback weights instead of its kernel.
 
     Args:
-        layer: a layer with kernels (`tfbio.layers.kernels`): dense, einsum, convolutions of every kind, or your own.
+        layer: a layer with kernels (`tfbio.layers.traits`): dense, einsum, convolutions of every kind, or your own.
         feedback: a `tfbio.feedback` object, name or config.
         index: the layer's number in its network, so that one feedback seed gives every layer its own draw.
 

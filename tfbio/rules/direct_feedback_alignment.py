@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from tfbio.feedback.projections import STORAGES, make_projections, project_all
 from tfbio.layers import is_weighted
-from tfbio.network import stages
+from tfbio.network.stages import stages
 from tfbio.rules.backpropagation import regularization, weighted_loss
 from tfbio.rules.base import LearningRule, Update, example_weights
 from tfbio.serialization import register

@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from tfbio import feedback as feedback_weights
 from tfbio.layers import Feedback
-from tfbio.network import with_feedback
+from tfbio.network.stages import with_feedback
 from tfbio.rules.backpropagation import Backpropagation
 from tfbio.serialization import register
 

@@ -16,9 +16,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfbio import inverses
 from tfbio.feedback.bits import stateless_normal
-from tfbio.network import stages
+from tfbio.network import inverses
+from tfbio.network.stages import stages
 from tfbio.rules.base import LearningRule, Rehearsal
 from tfbio.rules.local_losses import OF_DIFFERENCES, RECONSTRUCTIONS, weighted_sum, wide
 

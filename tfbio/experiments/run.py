@@ -1,7 +1,7 @@
 """One run in its directory: training, evaluation, export.
 
-A `Run` is its settings (`tfbio.assembly`). `train` carries it out in a work directory and can be called again after any
-interruption; `evaluate` and `export` use what the directory holds. Nothing here knows of gin.
+A `Run` is its settings (`tfbio.experiments.assembly`). `train` carries it out in a work directory and can be called
+again after any interruption; `evaluate` and `export` use what the directory holds. Nothing here knows of gin.
 
 A run directory holds `run.json` (what the run is), `metrics.jsonl` (a line an epoch), `tensorboard/`, `checkpoints/`,
 `best.weights.h5` (where a split selects), `result.json` (once finished) and `export/` (once exported).
@@ -21,11 +21,11 @@ from etils.epath import Path
 
 from tfbio import export as exporting
 from tfbio.analysis.alignment import Alignment
-from tfbio.assembly import Assembly, Run
+from tfbio.experiments.assembly import Assembly, Run
+from tfbio.experiments.workdir import WorkdirError, claim, read_json
 from tfbio.files import read_lines, write_json
 from tfbio.training import BestWeights, Checkpoints, JsonLines, Replayed, TensorBoardScalars
 from tfbio.training.feeds import first_batch
-from tfbio.workdir import WorkdirError, claim, read_json
 
 __all__ = ["Run", "WorkdirError", "evaluate", "export", "train"]
 

@@ -13,8 +13,8 @@ from typing import Any
 import keras
 
 from tfbio import feedback as feedback_weights
-from tfbio.graph import check_graph, inlined, nodes
 from tfbio.layers import Feedback, is_exact, is_weighted
+from tfbio.network.graph import check_graph, inlined, nodes
 
 __all__ = ["output_layers", "stages", "with_feedback"]
 
@@ -73,7 +73,7 @@ def with_feedback(
             raise ValueError(
                 f"Invalid value for `model`: layer {layer.name!r} ({type(layer).__name__}) has weights that mix its "
                 f"inputs, and no feedback is known for them. Pass allow_backpropagation=({layer.name!r},) to keep its "
-                "exact derivative, or give the class a `feedback_kernels` attribute (see tfbio.layers.kernels)."
+                "exact derivative, or give the class a `feedback_kernels` attribute (see tfbio.layers.traits)."
             )
         count += 1
         return Feedback(layer, last_feedback if id(layer) in last else feedback, index=count - 1)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import tfbio
-from tfbio import config
-from tfbio.assembly import Assembly
+from tfbio.experiments import config
+from tfbio.experiments.assembly import Assembly
 from tfbio.training import strategies
 
 TREE = Path(tfbio.__file__).parent.parent / "gin"

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 from etils.epath import Path
 
-from tfbio.description import differences
+from tfbio.experiments.description import differences
 from tfbio.files import write_json
 
 __all__ = ["WorkdirError", "claim", "read_json"]

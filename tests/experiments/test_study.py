@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tfbio.study import StudyFailure, study
+from tfbio.experiments.study import StudyFailure, study
 
 RULES = {"bp": "bp.gin", "fa": ["fa.gin", "rule.scale=2"]}
 
@@ -119,7 +119,7 @@ def test_two_workers_run_at_the_same_time_with_half_the_cores_each(tmp_path, mon
 def test_an_interrupted_study_lets_its_workers_checkpoint(tmp_path, number, code):
     script, here = tmp_path / "main.py", Path(__file__).parent
     script.write_text(
-        f"import sys; sys.path[:0] = {[str(here), str(here.parent)]!r}\n"
+        f"import sys; sys.path[:0] = {[str(here), str(here.parents[1])]!r}\n"
         "from test_study import fake_cell, study\n"
         "if __name__ == '__main__':\n"
         "    try:\n"

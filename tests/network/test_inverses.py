@@ -6,7 +6,7 @@ import pytest
 from keras import layers as L
 
 import tfbio
-from tfbio import inverses
+from tfbio.network import inverses
 
 
 def stage(*layers, shape):

@@ -30,8 +30,8 @@ from typing import Any
 
 import keras
 
-from tfbio.graph import Node, check_graph, inlined, nodes
 from tfbio.layers import LocallyConnected2D, LocallyConnected2DTranspose, is_weighted
+from tfbio.network.graph import Node, check_graph, inlined, nodes
 
 __all__ = ["inverse", "mirrors", "output_activation"]
 
@@ -190,8 +190,8 @@ def _mirror(call: Node, inputs: Any, activation: Any, options: dict[str, Any]) -
     known = sorted(cls.__name__ for cls in _MIRRORS)
     raise ValueError(
         f"Invalid value for `stage`: no mirror is known for layer {layer.name!r} ({type(layer).__name__}). Those of "
-        f"{', '.join(known)} are; fully_connected=True takes any stage, tfbio.inverses.mirrors adds a class, and an "
-        "inverse of your own is any Keras model."
+        f"{', '.join(known)} are; fully_connected=True takes any stage, tfbio.network.inverses.mirrors adds one, and "
+        "an inverse of your own is any Keras model."
     )
 
 

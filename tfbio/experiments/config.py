@@ -1,8 +1,8 @@
 """gin: the only room that knows it.
 
-Three things can be set in a gin file: the settings of a run (`train.<attribute of tfbio.run.Run>`), those of a study
-(`study.<argument>`), and the arguments of whatever they refer to (`@Adam`, `@FeedbackAlignment`, `@fully_connected`,
-`@load`, …). Everything is resolved before a run is built; no step function ever asks gin.
+Three things can be set in a gin file: the settings of a run (`train.<attribute of tfbio.experiments.run.Run>`), those
+of a study (`study.<argument>`), and the arguments of whatever they refer to (`@Adam`, `@FeedbackAlignment`,
+`@fully_connected`, `@load`, …). Everything is resolved before a run is built; no step function ever asks gin.
 
 Files are found by path, or by their name in the `gin/` folder that is installed with the package.
 """
@@ -20,8 +20,8 @@ import tensorflow as tf
 from etils import epath
 
 from tfbio import data, feedback, losses, models, optimizers, rules
-from tfbio import run as runs
-from tfbio import study as studies
+from tfbio.experiments import run as runs
+from tfbio.experiments import study as studies
 from tfbio.files import is_remote
 from tfbio.training.strategies import is_there
 
@@ -76,7 +76,7 @@ gin.config.register_file_reader(tf.io.gfile.GFile, _is_file)  # files in buckets
 
 def gin_folders() -> list[Path]:
     """Where gin files are looked for, in order: the current folder, then the installed tree."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     return [Path.cwd(), *(folder for folder in (package / "gin", package.parent / "gin") if folder.is_dir())]
 
 
@@ -147,7 +147,7 @@ def run_train(gin_files: Sequence[str], bindings: Sequence[str], workdir: str, q
         The content of `result.json`.
 
     Raises:
-        ConfigError: as `parse` and `load_run`; further errors as `tfbio.run.train`.
+        ConfigError: as `parse` and `load_run`; further errors as `tfbio.experiments.run.train`.
     """
     asked = parse(gin_files, bindings)
     run = load_run()
@@ -198,7 +198,7 @@ def run_study(gin_files: Sequence[str], params: Sequence[str], workdir: str, wor
         The report, in Markdown.
 
     Raises:
-        ConfigError: as `parse`, or there is no study in it; further errors as `tfbio.study.study`.
+        ConfigError: as `parse`, or there is no study in it; further errors as `tfbio.experiments.study.study`.
     """
     own = [param for param in params if param.startswith("study.")]
     parse(gin_files, own)

@@ -10,9 +10,10 @@ import tensorflow as tf
 from etils.epath import backend, gpath, register
 
 import tfbio
-from tfbio import config, workers
-from tfbio import run as runs
 from tfbio.analysis.report import report
+from tfbio.experiments import config
+from tfbio.experiments import processes as workers
+from tfbio.experiments import run as runs
 from tfbio.training import Checkpoints, TrainingInterrupted
 
 

@@ -11,8 +11,8 @@ import pytest
 from processes import output_of
 
 import tfbio
-from tfbio import run as runs
-from tfbio.run import Run, WorkdirError, train
+from tfbio.experiments import run as runs
+from tfbio.experiments.run import Run, WorkdirError, train
 from tfbio.training import TrainingInterrupted
 
 
@@ -281,7 +281,7 @@ def test_exports_load_where_tfbio_can_not_be_imported(tmp_path, preprocessing):
         expected = np.asarray(trainer.loss.predict(expected))
         np.testing.assert_allclose(expected.sum(1), 1.0, rtol=1e-5)
     np.save(tmp_path / "images.npy", raw if preprocessing else scaled)
-    script = Path(__file__).with_name("without_tfbio.py")
+    script = Path(__file__).parents[1] / "without_tfbio.py"
     assert "keras" in output_of(script, tmp_path / "images.npy", tmp_path / "export")
     for name in ("keras", "served"):
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected, rtol=1e-4, atol=1e-5)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tfbio
-from tfbio import description
+from tfbio.experiments import description
 
 
 def branched(activation="relu", scale=2.0, swapped=False, dtype="float32"):

@@ -6,7 +6,7 @@ A cell of the grid is one value of every axis and one seed. It is an ordinary ru
 study again goes on where the last call ended, however that was: finished cells are skipped, failed ones are tried
 again.
 
-The cells run in worker processes (`tfbio.workers`); TensorFlow is imported there alone, not here.
+The cells run in worker processes (`tfbio.experiments.processes`); TensorFlow is imported there alone, not here.
 """
 
 import itertools
@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field
 
 from etils.epath import Path
 
+from tfbio.experiments.processes import Failure, Task, run_all
 from tfbio.files import write_json
-from tfbio.workers import Failure, Task, run_all
 
 __all__ = ["StudyFailure", "study"]
 
@@ -92,7 +92,7 @@ def study(
         params: bindings for every cell. The cell's own come after them and win.
         workers: processes that run cells at the same time; they share the machine's cores evenly.
         run_cell: what runs a cell, called in a worker with (gin files, bindings, the cell's folder); it must be
-            importable from a module. The console command's is `tfbio.config.train_cell`.
+            importable from a module. The console command's is `tfbio.experiments.config.train_cell`.
 
     Returns:
         The report's Markdown (`tfbio.analysis.report`).

@@ -8,7 +8,8 @@ from typing import Any
 
 import keras
 
-from tfbio import data, description, models, rules
+from tfbio import data, models, rules
+from tfbio.experiments import description
 from tfbio.training import Trainer
 from tfbio.training.strategies import make_strategy
 

@@ -1,0 +1,1 @@
+"""One run, many runs, and their folders: what the console command does. `config` alone knows gin."""
