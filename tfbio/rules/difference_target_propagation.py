@@ -57,9 +57,8 @@ class DifferenceTargetPropagation(TargetPropagation):
     Args:
         target_step: $\alpha$.
         target_reduction: `"example"`: of the example's own loss; `"batch"`: of the mean loss of the batch, so that the
-            step is divided by the number of examples in it (those of weight 0 do not count). Replicas, and
-            the microbatches in which gradients are accumulated, count their own and multiply by their number, which is the
-            global batch wherever they share it equally.
+            step is divided by the number of examples in it (those of weight 0 do not count). Replicas and microbatches
+            count their own and multiply by their number, which is the global batch wherever they share it equally.
         **options: as in `TargetPropagation`.
     """
 
