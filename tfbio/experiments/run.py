@@ -1,7 +1,7 @@
 """One run in its directory: training, evaluation, export.
 
-A `Run` is its settings (`tfbio.experiments.assembly`). `train` carries it out in a work directory and can be called
-again after any interruption; `evaluate` and `export` use what the directory holds. Nothing here knows of gin.
+A `Run` holds the settings (`tfbio.experiments.settings`). `train` trains it in a work directory and can be called again
+after any interruption; `evaluate` and `export` use what the directory holds. This module works without gin.
 
 A run directory holds `run.json` (what the run is), `metrics.jsonl` (a line an epoch), `tensorboard/`, `checkpoints/`,
 `best.weights.h5` (where a split selects), `result.json` (once finished) and `export/` (once exported).
@@ -21,8 +21,9 @@ from etils.epath import Path
 
 from tfbio import export as exporting
 from tfbio.analysis.alignment import Alignment
-from tfbio.experiments.assembly import Assembly, Run
-from tfbio.experiments.workdir import WorkdirError, claim, read_json
+from tfbio.experiments.build import BuiltRun
+from tfbio.experiments.settings import Run
+from tfbio.experiments.workdir import WorkdirError, check_same_run, read_json
 from tfbio.files import read_lines, write_json
 from tfbio.training import BestWeights, Checkpoints, JsonLines, Replayed, TensorBoardScalars
 from tfbio.training.feeds import first_batch
@@ -57,11 +58,11 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     """
     started = time.monotonic()
     folder = Path(workdir)
-    parts = Assembly(run)
-    trainer = parts.trainer
+    built = BuiltRun(run)
+    trainer = built.trainer
     chief = trainer.workers.chief
     quiet = quiet or not chief
-    claim(folder, parts.describe(), write=chief)
+    check_same_run(folder, built.describe(), write=chief)
     checkpoints = Checkpoints(str(folder / "checkpoints"), run.checkpoint_steps, run.checkpoint_seconds)
     step = trainer.restore(checkpoints)
     result = read_json(folder / "result.json")
@@ -69,10 +70,10 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     if result is not None and result["epochs"] >= run.epochs:
         return result
     # All of them now, those of the end too: what can't be loaded is then no news after hours of training.
-    splits = {name: parts.split(name) for name in ("train", "validation", "test")}
+    splits = {name: built.split(name) for name in ("train", "validation", "test")}
     splits = {name: split for name, split in splits.items() if split is not None}
     held_out = {_prefix(name): splits[name] for name in run.evaluate_on if name in splits}
-    measures = _alignment(parts, splits["train"], str(folder / "alignment.jsonl") if chief else os.devnull)
+    measures = _alignment(built, splits["train"], str(folder / "alignment.jsonl") if chief else os.devnull)
     lines = folder / "metrics.jsonl"
     before = [line for line in read_lines(lines) if line["step"] <= step]  # later epochs are trained again
     writers = [JsonLines(str(lines)), TensorBoardScalars(str(folder / "tensorboard"))]
@@ -89,7 +90,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     if chief:
         (folder / "result.json").unlink(missing_ok=True)
     trainer.fit(
-        parts.train_data,
+        built.train_data,
         validation_data=held_out,
         epochs=run.epochs,
         callbacks=[callback for callback in callbacks if callback is not None],
@@ -104,7 +105,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     measured = measures.measure() if measures else None
     result = {
         "format": 1,
-        "labels": parts.labels(),
+        "labels": built.labels(),
         "seed": run.seed,
         "epochs": history[-1]["epoch"],
         "steps": int(trainer.step.numpy()),
@@ -135,11 +136,11 @@ def evaluate(workdir: str, run: Run, split: str = "test", best: bool = False) ->
         WorkdirError: the directory holds no checkpoint of this run, or nothing selected a best epoch.
         ValueError: unknown split, or no validation split was set aside.
     """
-    parts = _restored(workdir, run, best)
-    examples = parts.split(split)
+    built = _restored(workdir, run, best)
+    examples = built.split(split)
     if examples is None:
         raise ValueError("Invalid value for `split`: this run set no validation examples aside, received 'validation'.")
-    return parts.trainer.evaluate(examples)
+    return built.trainer.evaluate(examples)
 
 
 def export(workdir: str, run: Run, preprocessing: bool = False, best: bool = False) -> tuple[str, str]:
@@ -164,13 +165,13 @@ def export(workdir: str, run: Run, preprocessing: bool = False, best: bool = Fal
     return exporting.export(model, str(Path(workdir) / "export"))
 
 
-def _restored(workdir: str, run: Run, best: bool = False) -> Assembly:
+def _restored(workdir: str, run: Run, best: bool = False) -> BuiltRun:
     folder = Path(workdir)
     if not (folder / "run.json").exists():
         raise WorkdirError(f"{folder} is no run directory: it has no run.json. Train there first: tfbio train.")
-    parts = Assembly(run)
-    claim(folder, parts.describe())
-    if not parts.trainer.restore(Checkpoints(str(folder / "checkpoints"))):
+    built = BuiltRun(run)
+    check_same_run(folder, built.describe())
+    if not built.trainer.restore(Checkpoints(str(folder / "checkpoints"))):
         raise WorkdirError(f"{folder} holds no checkpoint yet. Go on training there first: tfbio train.")
     if best:
         if not (folder / _BEST).exists():
@@ -180,10 +181,10 @@ def _restored(workdir: str, run: Run, best: bool = False) -> Assembly:
             )
         with tempfile.TemporaryDirectory() as local:
             weights = (folder / _BEST).copy(Path(local) / _BEST)  # Keras reads local files
-            parts.trainer.model.load_weights(str(weights))
+            built.trainer.model.load_weights(str(weights))
     else:
-        parts.trainer.finish()
-    return parts
+        built.trainer.finish()
+    return built
 
 
 def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.callbacks.EarlyStopping:
@@ -198,11 +199,11 @@ def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.call
     return Replayed(callback, history)
 
 
-def _alignment(parts: Assembly, examples: Any, path: str) -> Alignment | None:
-    if not (parts.run.alignment or parts.run.alignment_steps):
+def _alignment(built: BuiltRun, examples: Any, path: str) -> Alignment | None:
+    if not (built.run.alignment or built.run.alignment_steps):
         return None
     x, y = first_batch(examples)
-    trainer, every = parts.trainer, parts.run.alignment_steps
+    trainer, every = built.trainer, built.run.alignment_steps
     return Alignment(trainer.rule, trainer.preprocessing(x), y, trainer.strategy, every, path if every else None)
 
 
