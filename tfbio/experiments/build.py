@@ -18,7 +18,16 @@ _EVALUATION_BATCH = 512
 
 
 class BuiltRun:
-    """A run's parts, built: the splits it has, and the trainer."""
+    """A run built from its settings.
+
+    Args:
+        run: the settings.
+
+    Attributes:
+        train_data: the training set, in batches.
+        info: what is known of the data set (`tfbio.data.DatasetInfo`).
+        trainer: the `tfbio.Trainer` with model, rule, optimizers and strategy.
+    """
 
     def __init__(self, run: Run):
         self.run = run
@@ -41,7 +50,14 @@ class BuiltRun:
             )
 
     def split(self, name: str) -> Any:
-        """A split for evaluation: in order, as it is; None for a validation split that was not set aside."""
+        """Loads a split for evaluation: unshuffled, without augmentation, all of it.
+
+        Args:
+            name: "train", "validation" or "test".
+
+        Returns:
+            The data set in batches; None for a validation split that was not set aside.
+        """
         if name not in self.info.splits:
             return None
         plain = {"augmentation": None, "drop_remainder": False}
@@ -52,7 +68,7 @@ class BuiltRun:
         return self.run.load(split=name, **options)[0]
 
     def describe(self) -> dict[str, Any]:
-        """What makes this run what it is: another run may not go on in its directory."""
+        """Describes this run as plain data. A run that differs may not continue in its directory."""
         trainer = self.trainer
         optimizers = {"optimizer": trainer.optimizer, "feedback_optimizer": trainer.feedback_optimizer}
         optimizers = {name: keras.saving.serialize_keras_object(o) for name, o in optimizers.items() if o is not None}
@@ -72,6 +88,7 @@ class BuiltRun:
         return description.nameless(json.loads(json.dumps(content, default=str)))
 
     def labels(self) -> dict[str, str]:
+        """Returns what tables and pictures call this run."""
         if self.run.labels:
             return dict(self.run.labels)
         rule = type(self.trainer.rule).__name__
@@ -79,5 +96,5 @@ class BuiltRun:
 
 
 def _made(part: Any, kind: type) -> Any:
-    """`part`, or what it returns if it is a function (or class) that makes one."""
+    """Returns `part`, or the result of calling it if it is a function or class that makes one."""
     return part() if callable(part) and not isinstance(part, kind) else part

@@ -34,26 +34,27 @@ _BEST = "best.weights.h5"
 
 
 def _prefix(split: str) -> str:
-    """How the figures of a split begin, as Keras has it."""
+    """Returns the prefix of a split's figures; Keras's is "val" for validation."""
     return "val" if split == "validation" else split
 
 
 def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], None] | None = None) -> dict[str, Any]:
-    """Trains, or goes on where the directory's last checkpoint stands, and writes `result.json`.
+    """Trains a run, or continues it from the directory's last checkpoint, and writes `result.json`.
 
     Args:
-        workdir: the run directory; made if need be.
-        run: the settings. A directory that holds another run is refused; more `epochs` go on from its end.
+        workdir: the run directory; made if it is missing.
+        run: the settings. A directory that holds another run is refused. More `epochs` than before continue a finished
+            run.
         quiet: print nothing.
-        on_built: called once everything is built, the directory is this run's and there is something left to train.
+        on_built: called before training, once the directory is known to be this run's, if there is something to train.
 
     Returns:
-        The content of `result.json`. Every one of several workers calls this, on a directory that all of them see, and
-        gets the same; the first alone writes.
+        The content of `result.json`. If there are several workers, each calls this with a directory that all of them
+        see, and gets the same result; only the first one writes.
 
     Raises:
         WorkdirError: the directory holds a run with other settings.
-        TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
+        TrainingInterrupted: Ctrl-C or SIGTERM, after the state was saved.
         NonFiniteLoss, ValueError, OSError: as `Trainer.fit` and `tfbio.data.load`.
     """
     started = time.monotonic()
@@ -69,7 +70,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     trainer.workers.agree(0)  # all have read what the chief changes from here on
     if result is not None and result["epochs"] >= run.epochs:
         return result
-    # All of them now, those of the end too: what can't be loaded is then no news after hours of training.
+    # All splits are loaded now, so that a missing one is an error now and not after hours of training.
     splits = {name: built.split(name) for name in ("train", "validation", "test")}
     splits = {name: split for name, split in splits.items() if split is not None}
     held_out = {_prefix(name): splits[name] for name in run.evaluate_on if name in splits}
@@ -124,13 +125,16 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
 
 
 def evaluate(workdir: str, run: Run, split: str = "test", best: bool = False) -> dict[str, float]:
-    """The figures of a directory's last checkpoint on a split: `loss`, and `error` and `accuracy` of classifiers.
+    """Evaluates a directory's last checkpoint on a split.
 
     Args:
         workdir: the run directory.
         run: its settings.
         split: "train", "validation" or "test".
-        best: of the best epoch's weights instead.
+        best: take the best epoch's weights instead.
+
+    Returns:
+        `loss`, and for classifiers `error` and `accuracy`.
 
     Raises:
         WorkdirError: the directory holds no checkpoint of this run, or nothing selected a best epoch.
@@ -150,7 +154,7 @@ def export(workdir: str, run: Run, preprocessing: bool = False, best: bool = Fal
         workdir: the run directory.
         run: its settings.
         preprocessing: put preprocessing and output activation inside: uint8 in, probabilities out.
-        best: write the best epoch's weights instead.
+        best: take the best epoch's weights instead.
 
     Returns:
         The two paths.
@@ -208,7 +212,7 @@ def _alignment(built: BuiltRun, examples: Any, path: str) -> Alignment | None:
 
 
 def _best(run: Run, history: list[dict], figure: str) -> dict[str, Any] | None:
-    """The epoch with the smallest `figure`, an error (loss, of regressions) on `select_on`, if that was evaluated."""
+    """Returns the epoch with the smallest `figure` on `select_on`, or None if that was not evaluated."""
     history = [line for line in history if figure in line]
     if not history:
         return None
