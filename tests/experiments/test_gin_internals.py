@@ -15,10 +15,9 @@ def test_a_folder_named_like_the_first_part_of_a_path_is_no_package(tmp_path, mo
 
 
 def test_a_message_is_the_error_s_own():
-    @gin.configurable(module="test_gin_internals")
-    def refuses():
-        raise ValueError("Invalid value for `x`.")
-
-    with pytest.raises(ValueError, match="refuses") as error:
-        refuses()
-    assert own_message(error.value) == "Invalid value for `x`."
+    config.parse(["runs/digits.gin", "rules/fa.gin"], ["train.epochs=0"])
+    with pytest.raises(ValueError, match="In call to configurable 'train'") as error:
+        gin.get_configurable("train")()
+    assert own_message(error.value) == "Invalid value for `epochs`: expected a positive int, received 0."
+    with pytest.raises(config.ConfigError, match=r"received 0\.$"):
+        config.load_run()
