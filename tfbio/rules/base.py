@@ -5,8 +5,7 @@ statistics of batch normalisation aside), so that a trainer may call it in a gra
 of replicas. To add one, subclass `LearningRule`; CONTRIBUTING.md has a complete example.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -14,9 +13,7 @@ import tensorflow as tf
 
 from tfbio import losses
 
-__all__ = ["LearningRule", "Rehearsal", "Update", "example_weights"]
-
-Pairs = list[tuple[tf.Tensor, keras.Variable]]
+__all__ = ["Batch", "FeedbackLoop", "LearningRule", "Update", "regularization", "weighted_loss"]
 
 # Layers that pass values on as they are, `Activation` only with a linear one.
 _LINEAR = keras.activations.linear
@@ -29,66 +26,99 @@ class Update(NamedTuple):
     Attributes:
         outputs: the network's logits, `(batch, …)`.
         loss: scalar, float32: the weighted sum of the examples' losses, and the network's regularisation losses.
-        forward: `(gradient, variable)` for the model's trainable variables: what an optimizer subtracts.
-        feedback: the same for variables of the feedback pathway that learn, for an optimizer of their own.
+        forward: a gradient for each of `LearningRule.forward_variables`, in their order: what an optimizer subtracts.
+        feedback: the same for `LearningRule.feedback_variables`, for an optimizer of their own.
         logs: scalars to report, by name.
     """
 
-    outputs: tf.Tensor
+    outputs: Any
     loss: tf.Tensor
-    forward: Pairs
-    feedback: Pairs = []
+    forward: list[tf.Tensor]
+    feedback: list[tf.Tensor] = []
     logs: dict[str, tf.Tensor] = {}
 
 
-def example_weights(x: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
-    """`weights`, or, where there are none, those of a mean over the batch: `(batch,)`, float32."""
-    if weights is not None:
-        return tf.convert_to_tensor(weights)
-    count = tf.shape(tf.nest.flatten(x)[0])[0]
-    return tf.fill([count], 1.0 / tf.cast(count, tf.float32))
+class Batch(NamedTuple):
+    """What a rule computes an update from: a batch, or a replica's part of it.
+
+    Attributes:
+        x: inputs, nested tensors `(batch, …)`.
+        y: labels as the loss takes them.
+        weights: `(batch,)`: the factor of each example in all sums. A trainer passes one over the number of terms of
+            the **global** batch, so that updates are summed over replicas.
+        share: scalar: the part of the global batch that is here, the factor of what belongs to no single example, such
+            as penalties on weights.
+        microbatch: which part of the replica's share of the global batch this is, an integer scalar from 0. Noise is a
+            function of it too.
+        microbatches: how many parts there are; 1 but where gradients are accumulated.
+    """
+
+    x: Any
+    y: Any
+    weights: tf.Tensor
+    share: tf.Tensor
+    microbatch: int | tf.Tensor = 0
+    microbatches: int = 1
+
+    @classmethod
+    def of(cls, x: Any, y: Any, weights: tf.Tensor | None = None) -> "Batch":
+        """A batch of examples with these weights; None for those of a mean."""
+        if weights is None:
+            count = tf.shape(tf.nest.flatten(x)[0])[0]
+            weights = tf.fill([count], 1.0 / tf.cast(count, tf.float32))
+        weights = tf.convert_to_tensor(weights)
+        return cls(x, y, weights, tf.reduce_sum(weights))
 
 
-class Rehearsal(NamedTuple):
+def weighted_loss(loss: losses.Loss, batch: Batch, outputs: Any) -> tf.Tensor:
+    """$\\sum_b w_b \\ell_b$: a scalar of the loss's dtype."""
+    per_example = loss.per_example(batch.y, outputs)
+    return tf.reduce_sum(tf.cast(batch.weights, per_example.dtype) * per_example)
+
+
+def regularization(network: keras.Model, batch: Batch, dtype: tf.DType) -> tf.Tensor:
+    """The network's own penalties, times the batch's share of the global one, so that replicas sum to one."""
+    if not network.losses:
+        return tf.zeros((), dtype)
+    # Under mixed precision, penalties on outputs and on weights differ in dtype.
+    return tf.add_n([tf.cast(loss, dtype) for loss in network.losses]) * tf.cast(batch.share, dtype)
+
+
+class FeedbackLoop(NamedTuple):
     """Updates of a part of the feedback alone that come before a batch's step, each applied before the next.
 
     Attributes:
         count: how many.
         variables: those of `LearningRule.feedback_variables` that take part.
-        gradients: `(inputs, weights, iteration) -> ` a gradient for each of them: of the batch's `rehearsal_inputs`, of
-            `weights` as for `compute`, and of the number of the update, an integer scalar that counts from 1.
+        gradients: `(inputs, batch, iteration) -> ` a gradient for each of them: of the batch's `feedback_loop_inputs`,
+            of the batch as for `update`, and of the number of the iteration, an integer scalar that counts from 1.
     """
 
     count: int
     variables: list[keras.Variable]
-    gradients: Callable[[Any, tf.Tensor, tf.Tensor], list[tf.Tensor]]
+    gradients: Callable[[Any, Batch, tf.Tensor], list[tf.Tensor]]
 
 
 class LearningRule:
-    """Base of all rules. Subclasses define `compute`, and `setup` if they need variables or a rewired network.
+    """Base of all rules. Subclasses define `update`, and `setup` if they need variables or a rewired network.
 
     Attributes:
         model: what `build` was given; None before.
         loss: the same.
         step: number of updates taken so far, int64. Whoever applies updates counts them here; what is random in a rule
             is a stateless function of it.
-        part: which part of a replica's share of the batch `compute` sees, of `parts` that make one update: noise of an
-            example's own is a function of it too.
-        parts: their number: 1 but where gradients are accumulated.
     """
 
     #: Which groups of variables ("forward", "feedback") learn together, phase by phase. Most rules have one phase.
     phases: tuple[tuple[str, ...], ...] = (("forward", "feedback"),)
 
     #: What a batch's step is preceded by. Most rules have nothing of the kind.
-    rehearsals: tuple[Rehearsal, ...] = ()
+    feedback_loops: tuple[FeedbackLoop, ...] = ()
 
     def __init__(self):
         self.model: keras.Model | None = None
         self.loss: losses.Loss | None = None
         self.step: tf.Variable | None = None
-        self.part: int | tf.Tensor = 0
-        self.parts = 1
 
     def build(self, model: keras.Model, loss: Any) -> None:
         """Binds the rule to a model, creating all its variables. Call it inside the strategy's scope.
@@ -120,35 +150,33 @@ class LearningRule:
     def setup(self) -> None:
         """Creates what the rule needs beside `self.model` and `self.loss`; called once by `build`."""
 
-    def compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None = None) -> Update:
+    def compute(self, x: Any, y: Any, weights: tf.Tensor | None = None) -> Update:
+        """The update from one batch: `update` for who has no `Batch` at hand.
+
+        Args:
+            x: inputs, `(batch, …)`.
+            y: labels as the loss takes them.
+            weights: `(batch,)`: each example's factor in all sums; None averages over this batch.
+        """
+        return self.update(Batch.of(x, y, weights))
+
+    def update(self, batch: Batch) -> Update:
         """The update from one batch.
 
         A trainer calls it in a graph and, as Keras does, without AutoGraph: what depends on a tensor's value is written
         with `tf.cond` and `tf.while_loop`, or in a function of its own under `tf.function`.
 
         Args:
-            x: inputs, `(batch, …)`.
-            y: labels as the loss takes them.
-            weights: `(batch,)`: each example's factor in all sums. A trainer passes one over the number of examples in
-                the **global** batch, so that updates are summed over replicas; None averages over this batch.
+            batch: a batch, or a part of it.
 
         Returns:
-            An `Update`, linear in `weights`.
+            An `Update`, linear in the batch's weights and share.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define `compute`.")
+        raise NotImplementedError(f"{type(self).__name__} must define `update`.")
 
-    def rehearsal_inputs(self, x: tf.Tensor) -> Any:
-        """What the rehearsals need of a batch: a nest of tensors, computed once. Asked for only if there are any."""
-        raise NotImplementedError(f"{type(self).__name__} has no rehearsals.")
-
-    @contextlib.contextmanager
-    def computing(self, part: int | tf.Tensor, parts: int) -> Iterator[None]:
-        """Within it, `compute` sees part `part` of `parts`. For whoever calls it, as he traces or computes."""
-        self.part, self.parts = part, parts
-        try:
-            yield
-        finally:
-            self.part, self.parts = 0, 1  # a tensor of one graph is no use in another
+    def feedback_loop_inputs(self, x: Any) -> Any:
+        """What the feedback loops need of a batch: nested tensors, computed once. Asked for only if there are loops."""
+        raise NotImplementedError(f"{type(self).__name__} has no feedback loops.")
 
     def pathways(self, x: tf.Tensor) -> list[tuple[str, tf.Tensor, tf.Tensor]]:
         """What the rule's feedback stands in for, to measure how well it does.

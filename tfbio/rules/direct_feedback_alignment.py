@@ -25,8 +25,7 @@ import tensorflow as tf
 from tfbio.feedback.projections import STORAGES, make_projections, project_all
 from tfbio.layers import is_weighted
 from tfbio.network.stages import stages
-from tfbio.rules.backpropagation import regularization, weighted_loss
-from tfbio.rules.base import LearningRule, Update, example_weights
+from tfbio.rules.base import Batch, LearningRule, Update, regularization, weighted_loss
 from tfbio.serialization import register
 
 __all__ = ["DirectFeedbackAlignment", "DirectRandomTargetProjection", "project"]
@@ -145,27 +144,24 @@ class DirectFeedbackAlignment(LearningRule):
         draws = (self.initializer, self.scale, self.seed)
         self._projections = make_projections(self.storage, *draws, math.prod(outputs), shapes, dtype)
 
-    def compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None = None) -> Update:
-        weights = example_weights(x, weights)
-        variables = self.forward_variables
-        values = [variable.value for variable in variables]
+    def update(self, batch: Batch) -> Update:
+        values = [variable.value for variable in self.forward_variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            activations = [x]
+            activations = [batch.x]
             for stage in self.stages:
                 activations.append(stage(tf.nest.map_structure(tf.stop_gradient, activations[-1]), training=True))
             *hidden, outputs = activations[1:]
-            loss = weighted_loss(self.loss, y, outputs, weights)
-            penalty = regularization(self.model, weights, loss.dtype)  # of the whole: stages may share a layer
-        error = self.broadcast(y, outputs)
-        error = tf.reshape(error, [tf.shape(error)[0], -1]) * tf.cast(weights, error.dtype)[:, tf.newaxis]
+            loss = weighted_loss(self.loss, batch, outputs)
+            penalty = regularization(self.model, batch, loss.dtype)  # of the whole: stages may share a layer
+        error = self.broadcast(batch.y, outputs)
+        error = tf.reshape(error, [tf.shape(error)[0], -1]) * tf.cast(batch.weights, error.dtype)[:, tf.newaxis]
         signals = [shaped(*pair) for pair in zip(project_all(self._projections, error), hidden, strict=True)]
         ones = [tf.ones_like(loss), tf.ones_like(penalty)]
         gradients = tape.gradient(
             [*hidden, loss, penalty], values, output_gradients=[*signals, *ones], unconnected_gradients="zero"
         )
-        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
-        return Update(outputs, loss + penalty, list(zip(gradients, variables, strict=True)))
+        return Update(outputs, loss + penalty, [tf.convert_to_tensor(gradient) for gradient in gradients])
 
     def broadcast(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """What is projected to every stage, `(batch, …)` of the outputs' shape: $e$, or its sign."""

@@ -5,8 +5,8 @@ stage: `tfbio.rules.local_losses` has the losses. `LearnedInverses` is the half 
 with this; the other half says what targets are made of them.
 
 A batch may give an inverse several updates. The last comes with that of the forward weights, from one snapshot as
-everywhere; those before it are *rehearsals*, by the optimizer, on activations that are computed once, with new noise
-each time.
+everywhere; those before it are a *feedback loop*, by the optimizer, on activations that are computed once, with new
+noise each time.
 """
 
 import functools
@@ -19,7 +19,7 @@ import tensorflow as tf
 from tfbio.feedback.bits import stateless_normal
 from tfbio.network import inverses
 from tfbio.network.stages import stages
-from tfbio.rules.base import LearningRule, Rehearsal
+from tfbio.rules.base import Batch, FeedbackLoop, LearningRule
 from tfbio.rules.local_losses import OF_DIFFERENCES, RECONSTRUCTIONS, weighted_sum, wide
 
 __all__ = ["LearnedInverses", "one_of"]
@@ -163,7 +163,7 @@ class LearnedInverses(LearningRule):
             outputs = self.inverted[number](h, training=True)
         return tf.stop_gradient(self._seen(number, h, self._activation(number, outputs)))
 
-    def inverse_loss(self, number: int, h: tf.Tensor, u: tf.Tensor, weights: tf.Tensor, iteration: Any) -> tf.Tensor:
+    def inverse_loss(self, number: int, h: tf.Tensor, u: tf.Tensor, batch: Batch, iteration: Any) -> tf.Tensor:
         """The loss of an inverse on a batch: a scalar."""
         inverse, count = self.inverses[number], len(self.stages)
         if self.reconstruction in OF_DIFFERENCES and _is_random(self.inverted[number]):
@@ -174,28 +174,25 @@ class LearnedInverses(LearningRule):
             h,
             u,
             _each(self.noise, count)[number],
-            lambda like, other=0: self._draw(number + other * count, like, iteration),
+            lambda like, other=0: self._draw(number + other * count, like, batch, iteration),
         )
-        return weighted_sum(error, weights, self.reduction)
+        return weighted_sum(error, batch.weights, self.reduction)
 
-    def learn_inverses(
-        self, examples: dict[int, tuple], weights: tf.Tensor, iteration: Any = 0
-    ) -> list[tuple[tf.Tensor, keras.Variable]]:
-        """Gradients of the losses of those inverses for which there are examples."""
-        variables = [variable for number in examples for variable in self.inverses[number].trainable_variables]
-        values = [variable.value for variable in variables]
+    def learn_inverses(self, examples: dict[int, tuple], batch: Batch, iteration: Any = 0) -> list[tf.Tensor]:
+        """Gradients of the losses of those inverses for which there are examples, for their trainable variables."""
+        values = [v.value for number in examples for v in self.inverses[number].trainable_variables]
         losses = [tf.zeros((), tf.float32)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            losses += [self.inverse_loss(n, *pair, weights, iteration) for n, pair in examples.items()]
+            losses += [self.inverse_loss(n, *pair, batch, iteration) for n, pair in examples.items()]
         gradients = tape.gradient(losses, values, unconnected_gradients="zero")
-        return [(tf.convert_to_tensor(g), v) for g, v in zip(gradients, variables, strict=True)]
+        return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
-    def _draw(self, number: int, like: tf.Tensor, iteration: Any = 0) -> tf.Tensor:
-        """Standard normal noise of the seed, a number, the replica, its part, the step and the iteration in it."""
+    def _draw(self, number: int, like: tf.Tensor, batch: Batch, iteration: Any = 0) -> tf.Tensor:
+        """Standard normal noise of the seed, a number, the replica, microbatch, the step and the iteration in it."""
         context = tf.distribute.get_replica_context()
         replica = 0 if context is None else context.replica_id_in_sync_group
-        share = tf.cast(replica, tf.int64) * self.parts + tf.cast(self.part, tf.int64)
+        share = tf.cast(replica, tf.int64) * batch.microbatches + tf.cast(batch.microbatch, tf.int64)
         name = tf.constant(((self.seed or 0) << 32) + (number << 16), tf.int64) + share
         key = tf.stack([name, tf.convert_to_tensor(self.step) + tf.cast(iteration, tf.int64) * 2**40])
         return tf.cast(stateless_normal(tf.shape(like), key), like.dtype)
@@ -203,21 +200,21 @@ class LearnedInverses(LearningRule):
     # What the trainer asks for
 
     @property
-    def rehearsals(self) -> tuple[Rehearsal, ...]:
+    def feedback_loops(self) -> tuple[FeedbackLoop, ...]:
         iterations = enumerate(_each(self.feedback_iterations, len(self.stages)))
         return tuple(
-            Rehearsal(count - 1, self.inverses[number].trainable_variables, functools.partial(self._rehearse, number))
+            FeedbackLoop(count - 1, self.inverses[number].trainable_variables, functools.partial(self._iterate, number))
             for number, count in iterations
             if count > 1 and self.inverses[number] is not None
         )
 
-    def rehearsal_inputs(self, x: tf.Tensor) -> dict[int, tuple]:
+    def feedback_loop_inputs(self, x: tf.Tensor) -> dict[int, tuple]:
         with keras.StatelessScope():
             inputs, outputs = self._forward(x)
         return self._examples(inputs, self._activations(outputs))
 
-    def _rehearse(self, number: int, inputs: dict[int, tuple], weights: tf.Tensor, iteration: tf.Tensor) -> list:
-        return [gradient for gradient, _ in self.learn_inverses({number: inputs[number]}, weights, iteration)]
+    def _iterate(self, number: int, inputs: dict[int, tuple], batch: Batch, iteration: tf.Tensor) -> list[tf.Tensor]:
+        return self.learn_inverses({number: inputs[number]}, batch, iteration)
 
     @property
     def phases(self) -> tuple[tuple[str, ...], ...]:
