@@ -10,7 +10,7 @@ import keras
 from tfbio.losses.base import Loss
 from tfbio.losses.canonical import CanonicalLoss, MeanSquaredError, SigmoidCrossEntropy, SoftmaxCrossEntropy
 from tfbio.losses.keras_loss import KerasLoss
-from tfbio.losses.per_output import PerOutput, for_model
+from tfbio.losses.per_output import PerOutput, flatten, for_model, output_structure
 from tfbio.losses.single import single
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "SigmoidCrossEntropy",
     "SoftmaxCrossEntropy",
     "get",
+    "output_structure",
 ]
 
 
@@ -42,6 +43,5 @@ def get(identifier: Any, model: keras.Model | None = None) -> Loss:
     Raises:
         ValueError: unknown (the message lists the canonical ones), or for an output that the model lacks.
     """
-    several = isinstance(identifier, (dict, list, tuple)) and identifier and "class_name" not in identifier
-    loss = PerOutput(identifier) if several else single(identifier)
+    loss = PerOutput(identifier) if any(flatten(identifier)) else single(identifier)
     return loss if model is None else for_model(loss, model)

@@ -183,6 +183,10 @@ class Loss:
         """
         check_numbers(y)
 
+    def described(self) -> str:
+        """What it is, for errors."""
+        return type(self).__name__
+
     def get_config(self) -> dict:
         """No hyperparameters."""
         return {}

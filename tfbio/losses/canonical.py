@@ -147,9 +147,11 @@ class SoftmaxCrossEntropy(_CrossEntropy):
         return tf.one_hot(tf.cast(y, tf.int32), classes, dtype=outputs.dtype)
 
     def in_range(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        # A class number out of range has a row of zeros.
-        probabilities = self.probabilities(y, outputs)
-        return tf.reduce_all(probabilities >= 0, -1) & (tf.abs(tf.reduce_sum(probabilities, -1) - 1.0) < _TOLERANCE)
+        y = tf.convert_to_tensor(y)
+        if len(y.shape) < len(outputs.shape):
+            return are_classes(y, outputs.shape[-1])
+        y = self.probabilities(y, outputs)
+        return tf.reduce_all(y >= 0, -1) & (tf.abs(tf.reduce_sum(y, -1) - 1.0) < _TOLERANCE)
 
     def mistakes(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         y = tf.convert_to_tensor(y)
@@ -180,6 +182,18 @@ class SoftmaxCrossEntropy(_CrossEntropy):
 _TOLERANCE = 0.01
 
 
+def as_classes(y: Any) -> tf.Tensor:
+    """Class numbers of any type in one that holds whatever number they are compared with; floats as they are."""
+    y = tf.convert_to_tensor(y)
+    return y if y.dtype.is_floating else tf.cast(y, tf.int64)
+
+
+def are_classes(y: tf.Tensor, classes: int) -> tf.Tensor:
+    """Whether labels are class numbers from 0 to `classes` − 1: bool, in the shape of `y`."""
+    y = as_classes(y)
+    return (y >= 0) & (y <= classes - 1)
+
+
 def check_classes(y: tf.Tensor, classes: int, ignored: int | None = None) -> None:
     """Refuses class numbers that are out of range.
 
@@ -191,9 +205,8 @@ def check_classes(y: tf.Tensor, classes: int, ignored: int | None = None) -> Non
     Raises:
         ValueError: says the range.
     """
-    y = tf.convert_to_tensor(y)
-    y = tf.reshape(y, [-1]) if ignored is None else y[y != tf.cast(ignored, y.dtype)]
-    y = tf.cast(y, tf.int32) if y.dtype.is_bool else y
+    y = tf.reshape(as_classes(y), [-1])
+    y = y if ignored is None else y[y != ignored]
     if tf.size(y) and (tf.reduce_min(y) < 0 or tf.reduce_max(y) >= classes):
         raise ValueError(
             f"Invalid value for `y`: expected class numbers from 0 to {classes - 1}, because the model has {classes} "

@@ -6,7 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfbio.losses.base import Loss, check_numbers, positions, wide
+from tfbio.losses.base import Loss, positions, wide
+from tfbio.losses.canonical import are_classes, as_classes, check_classes
 from tfbio.serialization import register
 
 __all__ = ["KerasLoss", "of_keras"]
@@ -66,56 +67,78 @@ class KerasLoss(Loss):
             )
         function = getattr(self.loss, "fn", self.loss)
         name = getattr(function, "__name__", "")
-        self._name = name if getattr(keras.losses, name, None) is function else ""
+        known = getattr(keras.losses, name, None) is function and getattr(self.loss, "axis", -1) == -1
+        self._name = name if known else ""
         self._ignored = getattr(self.loss, "ignore_class", None)
         self.classifies = self._name in _OF_CLASSES + _OF_BITS
 
     def per_example(self, y: Any, outputs: Any) -> tf.Tensor:
         values = self._values(y, outputs)
-        if len(values.shape) == 0:
-            raise ValueError(
-                f"Invalid value for `loss`: expected one that returns a number for each example, received "
-                f"{self._described()}, which returns one for a whole batch. Let it reduce all axes but the first."
-            )
         return tf.reduce_sum(tf.reshape(values, [tf.shape(values)[0], -1]), axis=1)
 
     def _values(self, y: Any, outputs: Any) -> tf.Tensor:
-        """The loss of each position, as Keras's `Loss.__call__` has it before it reduces."""
+        """The loss of each position, before Keras's `Loss.__call__` would reduce it: `(batch, …)`."""
         if getattr(outputs, "_keras_mask", None) is not None and self._ignored is None:
             raise ValueError(
-                f"Invalid value for `loss`: {self._described()} leaves out the positions that a mask of the model's "
+                f"Invalid value for `loss`: {self.described()} leaves out the positions that a mask of the model's "
                 "output marks, and the labels do not tell their number. Mark them in the labels (`ignore_class` of "
                 "keras.losses.SparseCategoricalCrossentropy), or subclass tfbio.losses.Loss and define `count`."
             )
         outputs = keras.tree.map_structure(wide, outputs)
         dtype = keras.tree.flatten(outputs)[0].dtype
-        valid = None
-        if self._name == "sparse_categorical_crossentropy" and len(y.shape):
-            y, valid = self._checked_classes(y, outputs)
+        faults = tf.zeros([], dtype)
+        if self._name == "sparse_categorical_crossentropy":
+            y = _flat_classes(y, outputs)
+            valid = are_classes(y, outputs.shape[-1])
+            faults = tf.where(valid | self._is_ignored(y), faults, float("nan"))
+            y = tf.where(valid, y, tf.constant(0 if self._ignored is None else self._ignored, y.dtype))
         y = keras.tree.map_structure(lambda part: tf.cast(part, dtype), y)
-        if isinstance(self.loss, keras.losses.Loss):
-            values = wide(self.loss.call(y, outputs))
-        else:
-            values = wide(self.loss(*_of_one_rank(y, outputs)))
-        return values if valid is None else values + tf.where(valid, tf.zeros([], dtype), float("nan"))
+        of_keras = isinstance(self.loss, keras.losses.Loss)
+        values = wide(self.loss.call(y, outputs) if of_keras else self.loss(*_of_one_rank(y, outputs)))
+        if len(values.shape) == 0:
+            raise ValueError(
+                f"Invalid value for `loss`: expected one that returns a number for each example, received "
+                f"{self.described()}, which returns one for a whole batch. Let it reduce all axes but the first."
+            )
+        return values + faults
 
-    def _checked_classes(self, y: tf.Tensor, outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Class numbers in range, and where they were."""
-        y = tf.cast(y, tf.int32)
-        if len(y.shape) == len(outputs.shape):
-            y = tf.squeeze(y, -1)
-        valid = (y >= 0) & (y < outputs.shape[-1])
-        ignored = tf.zeros_like(valid) if self._ignored is None else y == self._ignored
-        return tf.where(valid | ignored, y, 0), valid | ignored
+    def _is_ignored(self, y: tf.Tensor) -> tf.Tensor:
+        return tf.zeros_like(y, tf.bool) if self._ignored is None else as_classes(y) == self._ignored
 
     def count(self, y: Any, output_shape: Any) -> int | tf.Tensor:
+        y = keras.tree.map_structure(tf.convert_to_tensor, y)
         if self._ignored is not None:
-            kept = tf.cast(tf.convert_to_tensor(y) != self._ignored, tf.float32)
+            kept = tf.cast(~self._is_ignored(y), tf.float32)
             return tf.reduce_sum(tf.reshape(kept, [tf.shape(kept)[0], -1]), axis=1)
-        spec = keras.tree.map_structure(lambda part: tf.TensorSpec([None, *part.shape[1:]], part.dtype), y)
+        labels = keras.tree.map_structure(lambda part: tf.TensorSpec([None, *part.shape[1:]], part.dtype), y)
         outputs = keras.tree.map_shape_structure(lambda shape: tf.TensorSpec([None, *shape[1:]]), output_shape)
-        values = tf.function(self._values, autograph=False).get_concrete_function(spec, outputs)
+        values = tf.function(self._values, autograph=False).get_concrete_function(labels, outputs)
         return positions(tuple(values.output_shapes)[1:], y)
+
+    def check_labels(self, y: Any, output_shape: Any) -> None:
+        super().check_labels(y, output_shape)
+        if self._name and not keras.tree.is_nested(y):
+            y, shape = tf.convert_to_tensor(y), tuple(output_shape)
+            if self._name == "sparse_categorical_crossentropy":
+                self._check_shape(y, (*shape[:-1], 1))
+                check_classes(y, shape[-1], self._ignored)
+            elif self._name not in _UNALIKE:
+                self._check_shape(y, shape)
+        self.count(y, output_shape)  # says what else does not fit
+
+    def _check_shape(self, y: tf.Tensor, expected: tuple) -> None:
+        """Keras would broadcast shapes that differ by more than a last axis of 1."""
+        received = (*y.shape, 1) if len(y.shape) == len(expected) - 1 and expected[-1] == 1 else tuple(y.shape)
+        if len(received) == len(expected) + 1 and received[-1] == 1:
+            received = received[:-1]
+        fits = len(received) == len(expected) and all(
+            size in (None, own) for size, own in zip(expected[1:], received[1:], strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"Invalid value for `y`: {self.described()} expected labels of shape (batch, "
+                f"{', '.join(map(str, expected[1:]))}), received shape {tuple(y.shape)}."
+            )
 
     def mistakes(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         if not self.classifies:
@@ -126,18 +149,15 @@ class KerasLoss(Loss):
             wrong = (wide(outputs) > threshold) != (wide(y) > 0.5)
             kept = tf.ones_like(wrong)
         else:
-            if self._name == "sparse_categorical_crossentropy":
-                classes = tf.cast(y, tf.int64)
-                classes = tf.squeeze(classes, -1) if len(classes.shape) == len(outputs.shape) else classes
-            else:
-                classes = tf.argmax(y, axis=-1)
+            sparse = self._name == "sparse_categorical_crossentropy"
+            classes = tf.cast(_flat_classes(y, outputs), tf.int64) if sparse else tf.argmax(y, axis=-1)
             wrong = tf.argmax(outputs, axis=-1) != classes
-            kept = tf.ones_like(wrong) if self._ignored is None else classes != self._ignored
+            kept = ~self._is_ignored(classes)
         wrong, kept = (tf.reshape(tf.cast(t, tf.float32), [tf.shape(t)[0], -1]) for t in (wrong & kept, kept))
         return tf.math.divide_no_nan(tf.reduce_sum(wrong, axis=1), tf.reduce_sum(kept, axis=1))
 
-    def _described(self) -> str:
-        return self._name or getattr(self.loss, "__name__", type(self.loss).__name__)
+    def described(self) -> str:
+        return f"Keras's {self._name}" if self._name else getattr(self.loss, "__name__", type(self.loss).__name__)
 
     def get_config(self) -> dict:
         """The loss as Keras writes it, without the name, which depends on what else the process has made."""
@@ -147,6 +167,12 @@ class KerasLoss(Loss):
         if isinstance(config, dict) and isinstance(config.get("config"), dict):
             config["config"].pop("name", None)
         return {"loss": config}
+
+
+def _flat_classes(y: Any, outputs: tf.Tensor) -> tf.Tensor:
+    """Class numbers without a last axis of 1."""
+    y = as_classes(y)
+    return tf.squeeze(y, -1) if len(y.shape) == len(outputs.shape) else y
 
 
 def _of_one_rank(y: Any, outputs: Any) -> tuple:

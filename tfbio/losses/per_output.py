@@ -10,7 +10,7 @@ from tfbio.losses.base import Loss, total_of, wide
 from tfbio.losses.single import single
 from tfbio.serialization import register
 
-__all__ = ["PerOutput", "for_model", "output_structure"]
+__all__ = ["PerOutput", "flatten", "for_model", "output_structure"]
 
 Path = tuple[str | int, ...]
 
@@ -31,14 +31,14 @@ class PerOutput(Loss):
     """
 
     def __init__(self, losses: dict | list | tuple, loss_weights: dict | list | tuple | None = None):
-        found = _flatten(losses)
-        if not found:
-            raise ValueError(f"Invalid value for `losses`: expected a loss for one output at least, received {losses}.")
+        found = flatten(losses)
+        if not any(found):
+            raise ValueError(f"Invalid value for `losses`: expected losses in a dict or a list, received {losses!r}.")
         self._losses = [single(identifier) for identifier in found.values()]
         self._paths = list(found)  # in the outputs
         self._label_paths = [(path,) for path in found]  # in the labels: the first that is there
         self._structure, self._weights_structure = losses, loss_weights
-        factors = None if loss_weights is None else _flatten(loss_weights)
+        factors = None if loss_weights is None else flatten(loss_weights)
         if factors is not None and set(factors) != set(found):
             raise ValueError(
                 f"Invalid value for `loss_weights`: expected a number for each loss, for {_names(found)}, received "
@@ -60,10 +60,10 @@ class PerOutput(Loss):
         structure = output_structure(model)
         if structure is None:
             return self  # a subclassed model does not show its outputs: paths are what they are
-        names = list(model.output_names)
+        names = getattr(model, "output_names", None) or [model.layers[-1].name]  # a Sequential does not say
         bound = copy.copy(self)
         bound._paths, bound._label_paths, bound._names = [], [], []
-        for given in _flatten(self._structure):
+        for given in flatten(self._structure):
             path, name = given, _name(given)
             if isinstance(given[0], str) and not isinstance(structure, dict) and given[0] in names:
                 path = (names.index(given[0]), *given[1:])
@@ -127,8 +127,11 @@ class PerOutput(Loss):
         for loss, *pair in self._with_labels(y, output_shape):
             loss.check_labels(*pair)
 
+    def described(self) -> str:
+        return f"{', '.join(loss.described() for loss in self._losses)}, each for an output"
+
     def get_config(self) -> dict:
-        found = dict(zip(_flatten(self._structure), self._losses, strict=True))
+        found = dict(zip(flatten(self._structure), self._losses, strict=True))
         return {
             "losses": _map_paths(self._structure, lambda path: keras.saving.serialize_keras_object(found[path])),
             "loss_weights": self._weights_structure,
@@ -169,15 +172,18 @@ def for_model(loss: Loss, model: keras.Model) -> Loss:
 
 def output_structure(model: keras.Model) -> Any:
     """A model's outputs, nested as it returns them; None for a subclassed model, which does not show them."""
-    return model.output if getattr(model, "outputs", None) else None
+    outputs = getattr(model, "outputs", None)
+    if not outputs:
+        return None
+    return outputs[0] if isinstance(model, keras.Sequential) else model.output
 
 
-def _flatten(nested: Any, path: Path = ()) -> dict[Path, Any]:
+def flatten(nested: Any, path: Path = ()) -> dict[Path, Any]:
     """What is nested by its path; configurations are leaves, and None is left out."""
     if _is_config(nested) or not isinstance(nested, (dict, list, tuple)):
         return {} if nested is None else {path: nested}
     items = nested.items() if isinstance(nested, dict) else enumerate(nested)
-    return {key: value for step, inner in items for key, value in _flatten(inner, (*path, step)).items()}
+    return {key: value for step, inner in items for key, value in flatten(inner, (*path, step)).items()}
 
 
 def _map_paths(nested: Any, function: Any, path: Path = ()) -> Any:

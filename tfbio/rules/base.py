@@ -20,7 +20,6 @@ __all__ = [
     "Update",
     "output_shape",
     "regularization",
-    "require_canonical",
     "weighted_loss",
 ]
 
@@ -94,31 +93,20 @@ def weighted_loss(loss: losses.Loss, batch: Batch, outputs: Any) -> tf.Tensor:
     return tf.reduce_sum(tf.math.multiply_no_nan(per_example, tf.cast(batch.weights, per_example.dtype)))
 
 
-def require_canonical(rule: "LearningRule") -> None:
-    """Refuses a loss that does not say what the output should be.
-
-    Raises:
-        ValueError: says which do.
-    """
-    if not rule.loss.canonical:
-        raise ValueError(
-            f"Invalid value for `loss`: {type(rule).__name__} needs a canonical loss, whose error is predict − target "
-            "(tfbio.losses.SoftmaxCrossEntropy, SigmoidCrossEntropy or MeanSquaredError), received "
-            f"{type(rule.loss).__name__}. Backpropagation, feedback alignment and direct feedback take any loss."
-        )
-
-
 def output_shape(model: keras.Model, x: Any) -> Any:
     """The shape of what the model returns, nested as that is, the batch axis included.
 
+    Keras's `model.output_shape` is a flat list of the shapes in a dict.
+
     Args:
-        model: functional ones know it; others are traced, which takes as long as tracing a step.
-        x: inputs of a batch.
+        model: functional ones know it; others are traced.
+        x: inputs of a batch, as the model takes them.
     """
-    if getattr(model, "outputs", None):
-        return model.output_shape
-    inputs = keras.tree.map_structure(lambda part: keras.KerasTensor((None, *part.shape[1:]), part.dtype), x)
-    return keras.tree.map_structure(lambda output: output.shape, model.compute_output_spec(inputs))
+    outputs = losses.output_structure(model)
+    if outputs is None:
+        inputs = keras.tree.map_structure(lambda part: keras.KerasTensor((None, *part.shape[1:]), part.dtype), x)
+        outputs = model.compute_output_spec(inputs)
+    return keras.tree.map_structure(lambda output: tuple(output.shape), outputs)
 
 
 def regularization(network: keras.Model, batch: Batch, dtype: tf.DType) -> tf.Tensor:
@@ -157,6 +145,9 @@ class LearningRule:
     #: Which groups of variables ("forward", "feedback") learn together, phase by phase. Most rules have one phase.
     phases: tuple[tuple[str, ...], ...] = (("forward", "feedback"),)
 
+    #: Whether the loss has to say what the output should be (`target`). Most rules need its derivative alone.
+    needs_canonical_loss = False
+
     #: What a batch's step is preceded by. Most rules have nothing of the kind.
     feedback_loops: tuple[FeedbackLoop, ...] = ()
 
@@ -173,8 +164,8 @@ class LearningRule:
             loss: whatever `tfbio.losses.get` takes.
 
         Raises:
-            ValueError: the rule is built already, the model isn't, it ends in the activation that the loss contains, or
-                it lacks an output that the loss is for.
+            ValueError: the rule is built already, the model isn't, it ends in the activation that the loss contains, it
+                lacks an output that the loss is for, or the rule needs another kind of loss.
         """
         if self.model is not None:
             raise ValueError(
@@ -183,6 +174,12 @@ class LearningRule:
             )
         check_model(model)
         loss = losses.get(loss, model)
+        if self.needs_canonical_loss and not loss.canonical:
+            raise ValueError(
+                f"Invalid value for `loss`: {type(self).__name__} needs a canonical loss, which says what the output "
+                "should be (tfbio.losses.SoftmaxCrossEntropy, SigmoidCrossEntropy or MeanSquaredError), received "
+                f"{loss.described()}."
+            )
         check_logits(model, loss)
         self.model, self.loss = model, loss
         self.step = tf.Variable(
@@ -321,9 +318,10 @@ def check_logits(model: keras.Model, loss: losses.Loss) -> None:
     Raises:
         ValueError: says what to pass instead.
     """
-    if not getattr(model, "outputs", None):
+    structure = losses.output_structure(model)
+    if structure is None:
         return  # a subclassed model shows no last layer
-    for own, output in loss.each(model.output):
+    for own, output in loss.each(structure):
         for tensor in keras.tree.flatten(output):
             _check_activation(model, own, tensor)
 
