@@ -12,11 +12,13 @@ $$ \sum_o λ_o \frac{\sum_b v_b \ell_{bo}}{\sum_b v_b c_{bo}} = \sum_{b,o} w_{bo
 
 So `per_example`, `count` and the factors have a column for each output then, and no column axis for a single loss.
 `losses.get(identifier, model)` is the loss for a model: that of a built rule (`rule.loss`). Whoever trains computes the
-factors in three lines, and nothing else has to know about counts:
+factors in three lines:
 
     totals = loss.totals(y, output_shape, sample_weight)   # () or (columns,), of the labels that are here
     totals = all_reduce_sum(totals)                        # of the global batch
     weights = loss.factors(sample_weight, totals)          # (batch,) or (batch, columns): `Batch.weights`
+
+Where `loss.count(y, output_shape)` is no tensor, the first two are the global sum of sample weights, times that.
 
 Averages over an epoch are $\sum v \ell / \sum v c$ likewise, column by column: `Loss.columns` names them. The loss is
 their sum, each times its factor in `Loss.loss_weights`. Figures beside it (`Loss.figures`) are averages over examples,
@@ -30,7 +32,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-__all__ = ["Loss", "check_numbers", "positions", "times", "total_of", "wide"]
+__all__ = ["Loss", "check_numbers", "positions", "times", "wide"]
 
 
 def wide(tensor: tf.Tensor) -> tf.Tensor:
@@ -95,7 +97,7 @@ class Loss:
         """
         raise NotImplementedError(f"{type(self).__name__} must define `per_example`.")
 
-    def count(self, y: Any, output_shape: Any) -> int | tf.Tensor | tuple:
+    def count(self, y: Any, output_shape: Any) -> int | tuple[int, ...] | tf.Tensor:
         """The number of terms in each example: its positions, all axes between the batch and the last, by default.
 
         Args:
@@ -103,8 +105,8 @@ class Loss:
             output_shape: the model's output shape, batch axis included, None where it is not known; nested as outputs.
 
         Returns:
-            an integer if all examples have as many, otherwise a float32 tensor `(batch,)` of numbers from 0; a tuple of
-            these, one for each column, of several outputs.
+            an integer if all examples have as many (several outputs: a tuple, one for each column). Otherwise a float32
+            tensor `(batch,)` or `(batch, columns)` of numbers from 0.
         """
         if keras.tree.is_nested(y) or _is_nested_shape(output_shape):
             return 1
@@ -118,9 +120,12 @@ class Loss:
             sample_weight: $v$, `(batch,)`.
 
         Returns:
-            float32, a scalar, or `(columns,)` of several outputs.
+            a scalar, or `(columns,)` of several outputs; float32, or float64 if the sample weights are.
         """
-        return total_of(self.count(y, output_shape), sample_weight)
+        sample_weight, count = wide(sample_weight), self.count(y, output_shape)
+        if tf.is_tensor(count):
+            return tf.reduce_sum(times(tf.cast(count, sample_weight.dtype), sample_weight), axis=0)
+        return tf.reduce_sum(sample_weight) * tf.constant(count, sample_weight.dtype)
 
     def factors(self, sample_weight: tf.Tensor, totals: tf.Tensor) -> tf.Tensor:
         """The examples' factors $w$ in the loss, those of `Batch.weights`.
@@ -130,9 +135,9 @@ class Loss:
             totals: those of the global batch.
 
         Returns:
-            float32 `(batch,)`, or `(batch, columns)` of several outputs; 0 if the batch has no terms.
+            `(batch,)`, or `(batch, columns)` of several outputs, in the dtype of `totals`; 0 if the batch has no terms.
         """
-        return tf.math.divide_no_nan(tf.cast(sample_weight, tf.float32), totals)
+        return tf.math.divide_no_nan(tf.cast(sample_weight, totals.dtype), totals)
 
     def weighted(self, values: Any, weights: tf.Tensor) -> Any:
         """Each example's values, of one output or nested as the outputs are, times its factors.
@@ -216,12 +221,6 @@ def check_numbers(y: Any) -> None:
         dtype = tf.convert_to_tensor(part).dtype
         if not (dtype.is_floating or dtype.is_integer or dtype.is_bool):
             raise ValueError(f"Invalid value for `y`: expected labels that are numbers, received {dtype.name}.")
-
-
-def total_of(count: int | tf.Tensor, sample_weight: tf.Tensor) -> tf.Tensor:
-    r"""$\sum_b v_b c_b$ of one column."""
-    sample_weight = tf.cast(sample_weight, tf.float32)
-    return tf.reduce_sum(sample_weight) * count if isinstance(count, int) else tf.reduce_sum(sample_weight * count)
 
 
 def _is_nested_shape(shape: Any) -> bool:

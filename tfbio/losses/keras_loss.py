@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfbio import keras_internals
 from tfbio.losses.base import Loss, positions, wide
 from tfbio.losses.canonical import are_classes, as_classes, check_classes
 from tfbio.serialization import register
@@ -78,7 +79,7 @@ class KerasLoss(Loss):
 
     def _values(self, y: Any, outputs: Any) -> tf.Tensor:
         """The loss of each position, before Keras's `Loss.__call__` would reduce it: `(batch, …)`."""
-        if getattr(outputs, "_keras_mask", None) is not None and self._ignored is None:
+        if keras_internals.mask(outputs) is not None and self._ignored is None:
             raise ValueError(
                 f"Invalid value for `loss`: {self.described()} leaves out the positions that a mask of the model's "
                 "output marks, and the labels do not tell their number. Mark them in the labels (`ignore_class` of "
@@ -164,7 +165,10 @@ class KerasLoss(Loss):
         if self._name and not isinstance(self.loss, keras.losses.Loss):
             return {"loss": self._name}
         config = keras.losses.serialize(self.loss)
-        if isinstance(config, dict) and isinstance(config.get("config"), dict):
+        if isinstance(self.loss, keras.losses.Loss):
+            taken = inspect.signature(type(self.loss)).parameters
+            given = keras_internals.loss_arguments(self.loss)
+            config["config"].update({name: value for name, value in given.items() if name in taken})
             config["config"].pop("name", None)
         return {"loss": config}
 

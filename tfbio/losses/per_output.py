@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfbio.losses.base import Loss, total_of, wide
+from tfbio.losses.base import Loss, wide
 from tfbio.losses.single import single
 from tfbio.serialization import register
 
@@ -90,14 +90,16 @@ class PerOutput(Loss):
         dtype = tf.float64 if any(column.dtype == tf.float64 for column in columns) else tf.float32
         return tf.stack([tf.cast(column, dtype) for column in columns], axis=1)
 
-    def count(self, y: Any, output_shape: Any) -> tuple[int | tf.Tensor, ...]:
-        return tuple(loss.count(*pair) for loss, *pair in self._with_labels(y, output_shape))
-
-    def totals(self, y: Any, output_shape: Any, sample_weight: tf.Tensor) -> tf.Tensor:
-        return tf.stack([total_of(count, sample_weight) for count in self.count(y, output_shape)])
+    def count(self, y: Any, output_shape: Any) -> tuple[int, ...] | tf.Tensor:
+        counts = [loss.count(*pair) for loss, *pair in self._with_labels(y, output_shape)]
+        varying = next((count for count in counts if tf.is_tensor(count)), None)
+        if varying is None:
+            return tuple(counts)
+        return tf.stack([tf.broadcast_to(tf.cast(count, tf.float32), tf.shape(varying)) for count in counts], axis=1)
 
     def factors(self, sample_weight: tf.Tensor, totals: tf.Tensor) -> tf.Tensor:
-        return tf.constant(self.loss_weights) * super().factors(sample_weight[:, tf.newaxis], totals)
+        factors = super().factors(tf.convert_to_tensor(sample_weight)[:, tf.newaxis], totals)
+        return factors * tf.constant(self.loss_weights, factors.dtype)
 
     def weighted(self, values: Any, weights: tf.Tensor) -> Any:
         return self._nested(
