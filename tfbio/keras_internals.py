@@ -14,6 +14,8 @@ __all__ = [
     "is_functional",
     "is_quantized",
     "is_rematerialized",
+    "loss_arguments",
+    "mask",
     "replaced_call",
 ]
 
@@ -44,6 +46,16 @@ def input_shapes(model: keras.Model) -> Any:
     """The shapes that a subclassed model was built for, nested as its inputs are; None if it does not know them."""
     shapes = list((getattr(model, "_build_shapes_dict", None) or {}).values())
     return shapes[0] if len(shapes) == 1 else shapes or None
+
+
+def loss_arguments(loss: keras.losses.Loss) -> dict[str, Any]:
+    """The arguments that a Keras loss hands to its function; some are not in its configuration (Huber's `delta`)."""
+    return dict(getattr(loss, "_fn_kwargs", {}))
+
+
+def mask(tensor: Any) -> Any:
+    """The mask that Keras's layers have put on their output `tensor`; None without any."""
+    return getattr(tensor, "_keras_mask", None)
 
 
 @contextlib.contextmanager

@@ -117,7 +117,7 @@ def test_models_that_are_none(name):
 @pytest.mark.parametrize("name", ["dfa", "dtp"])
 def test_several_outputs_are_refused(name):
     x = keras.Input((4,))
-    with pytest.raises(ValueError, match="expected one output, received 2"):
+    with pytest.raises(ValueError, match="expected one output, received 2|received losses of several outputs"):
         tfbio.rules.get(name).build(keras.Model(x, [L.Dense(2)(x), L.Dense(3)(x)]), "mean_squared_error")
 
 
@@ -127,14 +127,6 @@ def test_backpropagation_trains_a_subclassed_model():
     rule = tfbio.rules.Backpropagation()
     rule.build(model, "softmax_cross_entropy")
     assert len(rule.compute(np.ones((2, 4), "float32"), np.array([0, 1])).forward) == 2
-
-
-@ALL
-def test_losses_that_are_not_canonical_are_refused(name):
-    with pytest.raises(ValueError, match="expected a canonical loss.*keras.losses.SparseCategoricalCrossentropy"):
-        tfbio.rules.get(name).build(dense(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    with pytest.raises(ValueError, match="Invalid value for `loss`.*'sparse_categorical_crossentropy'"):
-        tfbio.rules.get(name).build(dense(), "sparse_categorical_crossentropy")
 
 
 def test_layers_without_feedback_are_refused_by_name_unless_allowed():
