@@ -20,15 +20,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfbio.feedback.projections import STORAGES, make_projections, project_all
 from tfbio.layers import is_weighted
-from tfbio.network.stages import stages
+from tfbio.network.graph import channel_axis, nodes
+from tfbio.network.stages import named_stages, run
 from tfbio.rules.base import Batch, LearningRule, Update, regularization, weighted_loss
 from tfbio.serialization import register
 
 __all__ = ["DirectFeedbackAlignment", "DirectRandomTargetProjection", "project"]
+
+# Outputs whose feedback is measured at most: each takes a backward pass.
+_SAMPLE = 32
 
 
 def project(error: tf.Tensor, projection: tf.Tensor, activations: tf.Tensor) -> tf.Tensor:
@@ -50,32 +55,42 @@ def shaped(signal: tf.Tensor, activations: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.reshape(signal, tf.shape(activations)), activations.dtype)
 
 
-def mean_jacobians(stages: Sequence[keras.Model], x: tf.Tensor) -> list[tf.Tensor]:
+def sampled(outputs: int) -> np.ndarray:
+    """The numbers of the outputs whose feedback is measured: all, or a fixed random sample."""
+    if outputs <= _SAMPLE:
+        return np.arange(outputs)
+    return np.sort(np.random.default_rng(0).choice(outputs, _SAMPLE, replace=False))
+
+
+def mean_jacobians(stages: Sequence[keras.Model], x: tf.Tensor, rows: Sequence[int]) -> list[tf.Tensor]:
     r"""What error feedback would be exact, on average: $\frac1N \sum_b \partial a_L^{(b)} / \partial h_l^{(b)}$.
+
+    One forward pass, and one backward pass for each row.
 
     Args:
         stages: the network's.
         x: inputs of a batch, `(batch, …)`. Stages run as in inference.
+        rows: numbers of the outputs whose derivatives are asked for.
 
     Returns:
-        For each hidden stage, `(outputs, units)`; in a network without non-linearities, the product of the kernels
+        For each hidden stage, `(rows, units)`; in a network without non-linearities, rows of the product of the kernels
         above it.
     """
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        h, hidden = x, []
+        for stage in stages[:-1]:
+            h = stage(h, training=False)
+            tape.watch(h)
+            hidden.append(h)
+        outputs = stages[-1](h, training=False)
+        means = tf.reduce_mean(tf.reshape(outputs, [tf.shape(outputs)[0], math.prod(outputs.shape[1:])]), 0)
 
     def row(unit: tf.Tensor) -> list[tf.Tensor]:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            h, hidden = x, []
-            for stage in stages[:-1]:
-                h = stage(h, training=False)
-                tape.watch(h)
-                hidden.append(h)
-            outputs = stages[-1](h, training=False)
-            mean = tf.reduce_mean(tf.reshape(outputs, [tf.shape(outputs)[0], -1])[:, unit])
-        return [tf.reshape(tf.reduce_sum(gradient, 0), [-1]) for gradient in tape.gradient(mean, hidden)]
+        gradients = tape.gradient(means, hidden, tf.one_hot(unit, means.shape[0], dtype=means.dtype))
+        return [tf.reshape(tf.reduce_sum(gradient, 0), [-1]) for gradient in gradients]
 
-    units = math.prod(stages[-1].output_shape[1:])
-    dtypes = [tf.as_dtype(stage.outputs[0].dtype) for stage in stages[:-1]]
-    return tf.map_fn(row, tf.range(units), fn_output_signature=dtypes) if dtypes else []
+    dtypes = [h.dtype for h in hidden]
+    return tf.map_fn(row, tf.constant(rows, tf.int32), dtypes, parallel_iterations=1) if hidden else []
 
 
 @register
@@ -125,16 +140,19 @@ class DirectFeedbackAlignment(LearningRule):
         self.storage = storage
 
     def setup(self) -> None:
-        self.stages = stages(self.model, self.cuts)
+        named = named_stages(self.model, self.cuts)
+        self.stages, self._names = list(named.values()), list(named)[:-1]
         weighted = [layer for layer in self.model._flatten_layers() if is_weighted(layer)]
         if len(self.stages) == 1 and len(weighted) > 1:
             raise ValueError(
                 f"Invalid value for `model`: expected a model with a point that all paths pass, received "
                 f"{self.model.name!r}, which can't be cut anywhere, so that direct feedback would be backpropagation."
             )
-        outputs, shapes = self.model.output_shape[1:], []
+        outputs, shapes, axes, below = self.model.output_shape[1:], [], [], []
         for stage in self.stages[:-1]:
             shapes.append(stage.output_shape[1:])
+            below += [call.layer for call in nodes(stage)]
+            axes.append(channel_axis(below, len(shapes[-1])))
             if None in shapes[-1] or None in outputs:
                 raise ValueError(
                     f"Invalid value for `model`: direct feedback needs stages of a fixed size, received the output "
@@ -142,18 +160,16 @@ class DirectFeedbackAlignment(LearningRule):
                 )
         dtype = "float64" if self.model.outputs[0].dtype == "float64" else "float32"  # that of the error
         draws = (self.initializer, self.scale, self.seed)
-        self._projections = make_projections(self.storage, *draws, math.prod(outputs), shapes, dtype)
+        self._projections = make_projections(self.storage, *draws, math.prod(outputs), shapes, dtype, axes)
 
     def update(self, batch: Batch) -> Update:
         values = [variable.value for variable in self.forward_variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            activations = [batch.x]
-            for stage in self.stages:
-                activations.append(stage(tf.nest.map_structure(tf.stop_gradient, activations[-1]), training=True))
-            *hidden, outputs = activations[1:]
+            ran = run(self.stages, batch.x)
+            *hidden, outputs = ran.outputs
             loss = weighted_loss(self.loss, batch, outputs)
-            penalty = regularization(self.model, batch, loss.dtype)  # of the whole: stages may share a layer
+            penalty = regularization(ran, batch, loss.dtype)
         error = self.broadcast(batch.y, outputs)
         error = tf.reshape(error, [tf.shape(error)[0], -1]) * tf.cast(batch.weights, error.dtype)[:, tf.newaxis]
         signals = [shaped(*pair) for pair in zip(project_all(self._projections, error), hidden, strict=True)]
@@ -169,10 +185,15 @@ class DirectFeedbackAlignment(LearningRule):
         return tf.sign(error) if self.error == "sign" else error
 
     def pathways(self, x: tf.Tensor) -> list[tuple[str, tf.Tensor, tf.Tensor]]:
-        """Each hidden stage's projection, and what it stands in for: the outputs' mean Jacobian by its units."""
-        names = [stage.layers[-1].name for stage in self.stages[:-1]]
-        projections = [tf.convert_to_tensor(projection) for projection in self.projections]
-        return list(zip(names, mean_jacobians(self.stages, x), projections, strict=True))
+        """Each hidden stage's projection, and what it stands in for: the outputs' mean Jacobian by its units.
+
+        Of more than 32 outputs, the rows of a fixed random sample of 32, without replacement. Means over rows (inner
+        products, squared norms, equal signs) are unbiased then, and angles and ratios are made of these; with rows that
+        differ by a standard deviation of $s$, their standard error is $s \\sqrt{1/32 - 1/n}$, $n$ the outputs.
+        """
+        rows = sampled(math.prod(self.model.output_shape[1:]))
+        projections = [projection.rows(rows) for projection in self._projections]
+        return list(zip(self._names, mean_jacobians(self.stages, x, rows), projections, strict=True))
 
     @property
     def variables(self) -> list[keras.Variable]:
