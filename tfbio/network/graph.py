@@ -8,14 +8,14 @@ import keras
 
 from tfbio.layers import is_weighted
 
-__all__ = ["Node", "channel_axis", "check_graph", "inlined", "labels", "nodes", "submodel"]
+__all__ = ["Node", "channel_axis", "check_graph", "check_one_output", "inlined", "nodes", "numbered", "submodel"]
 
 
 def check_graph(model: keras.Model) -> None:
     """Refuses a model that has no graph of layers to walk.
 
     Raises:
-        ValueError: a subclassed model, an unbuilt one, or one with several outputs.
+        ValueError: a subclassed model, or an unbuilt one.
     """
     if not _is_functional(model):
         raise ValueError(
@@ -28,6 +28,14 @@ def check_graph(model: keras.Model) -> None:
             f"Invalid value for `model`: expected a built model, received the Sequential {model.name!r} without an "
             "input shape. Put keras.Input(shape) first."
         )
+
+
+def check_one_output(model: keras.Model) -> None:
+    """Refuses a graph with several outputs.
+
+    Raises:
+        ValueError: says how many there are.
+    """
     if len(model.outputs) != 1:
         raise ValueError(f"Invalid value for `model`: expected one output, received {len(model.outputs)}.")
 
@@ -67,9 +75,8 @@ def nodes(model: keras.Model) -> list[Node]:
     return ordered
 
 
-def labels(calls: list[Node]) -> list[str]:
-    """A name for each call: its layer's, and of a layer that is called several times `layer:0`, `layer:1`, …"""
-    names = [call.layer.name for call in calls]
+def numbered(names: list[str]) -> list[str]:
+    """`name`, and of those that come several times `name:0`, `name:1`, …"""
     return [
         name if names.count(name) == 1 else f"{name}:{names[:position].count(name)}"
         for position, name in enumerate(names)
@@ -103,7 +110,7 @@ def submodel(calls: list[Node], source: Any, target: Any, name: str) -> keras.Mo
     Args:
         calls: all calls that `target` needs and `source` does not, each after those that it needs.
         source: the tensor that stands for the model's input.
-        target: the tensor that it returns.
+        target: the tensors that it returns, nested.
         name: of the model.
     """
     inputs = keras.Input(batch_shape=source.shape, dtype=source.dtype, sparse=source.sparse)
@@ -111,7 +118,7 @@ def submodel(calls: list[Node], source: Any, target: Any, name: str) -> keras.Mo
     for call in calls:
         args, kwargs = call.arguments.fill_in(made)
         made.update(zip(map(id, call.outputs), keras.tree.flatten(call.layer(*args, **kwargs)), strict=True))
-    return keras.Model(inputs, made[id(target)], name=name)
+    return keras.Model(inputs, keras.tree.map_structure(lambda tensor: made[id(tensor)], target), name=name)
 
 
 def inlined(model: keras.Model) -> keras.Model:

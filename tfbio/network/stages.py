@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfbio.layers import is_exact
-from tfbio.network.graph import Node, check_graph, inlined, labels, nodes, submodel
+from tfbio.network.graph import Node, check_graph, inlined, nodes, numbered, submodel
 
 __all__ = ["Run", "named_stages", "run", "stages", "stop_gradient"]
 
@@ -26,7 +26,7 @@ def stages(model: keras.Model, cuts: Sequence[str] | None = None) -> list[keras.
     branches stay whole.
 
     Args:
-        model: a functional or Sequential model with one output.
+        model: a functional or Sequential model. The last stage makes all of its outputs.
         cuts: names of layers to cut behind, `"name:k"` for call k (from 0) of a layer that is called several times;
             None cuts before each weighted layer but the first, so that a stage is a weighted layer (or an embedding)
             with the activation, normalisation, pooling and reshaping that follow it, or a whole block.
@@ -56,10 +56,10 @@ def named_stages(model: keras.Model, cuts: Sequence[str] | None = None) -> dict[
         segment, name = segments[boundary], f"{model.name}_stage_{number}"
         if first == 0:
             inputs = model.inputs[0] if len(model.inputs) == 1 else model.input
-            stage = keras.Model(inputs, segment.tensor, name=name)
+            stage = keras.Model(inputs, segment.tensors, name=name)
         else:
             calls = [call for part in segments[first : boundary + 1] for call in part.calls]
-            stage = submodel(calls, segments[first - 1].tensor, segment.tensor, name)
+            stage = submodel(calls, segments[first - 1].tensors, segment.tensors, name)
         chain[segment.labels[-1]] = stage
         first = boundary + 1
     return chain
@@ -69,35 +69,35 @@ class Run(NamedTuple):
     """What came of running stages one after the other.
 
     Attributes:
-        inputs: of each stage: constants.
+        inputs: of each stage.
         outputs: of each stage.
         losses: scalars: activity losses of every call, and each weight's regularization.
     """
 
     inputs: list[Any]
-    outputs: list[tf.Tensor]
+    outputs: list[Any]
     losses: list[tf.Tensor]
 
 
-def run(stages: Sequence[keras.Model], x: Any, watch: Callable[[tf.Tensor], None] = lambda h: None) -> Run:
-    """Runs stages one after the other, as in training, none of which sees the ones before it.
+def run(stages: Sequence[keras.Model], x: Any, enter: Callable | None = None, training: bool = True) -> Run:
+    """Runs stages one after the other.
 
     Args:
         stages: as `stages` returns them.
         x: inputs of the first, nested tensors `(batch, …)`.
-        watch: called with the input of the last stage before it runs.
+        enter: what the next stage sees of a stage's output; None for `stop_gradient`.
+        training: as for Keras.
     """
-    inputs, outputs, losses, weights = [], [x], [], {}
+    inputs, outputs, losses, weights = [x], [], [], {}
     for stage in stages:
-        inputs.append(tf.nest.map_structure(stop_gradient, outputs[-1]))
-        if stage is stages[-1]:
-            watch(inputs[-1])
-        outputs.append(stage(inputs[-1], training=True))
+        outputs.append(stage(inputs[-1], training=training))
+        inputs.append((enter or stop_gradient)(outputs[-1]) if stage is not stages[-1] else None)
         # Kept now, because a later stage that shares a layer drops the losses of the layer's calls before.
         regularized = [variable for variable in stage.trainable_variables if variable.regularizer is not None]
         losses += stage.losses[: -len(regularized) or None]
         weights |= {id(variable): variable for variable in regularized}
-    return Run(inputs, outputs[1:], losses + [variable.regularizer(variable.value) for variable in weights.values()])
+    losses += [variable.regularizer(variable.value) for variable in weights.values()]
+    return Run(inputs[:-1], outputs, losses)
 
 
 def stop_gradient(h: tf.Tensor) -> tf.Tensor:
@@ -110,9 +110,12 @@ def stop_gradient(h: tf.Tensor) -> tf.Tensor:
 
 @dataclass(frozen=True)
 class _Segment:
-    """The calls between two neighbouring points at which a model can be cut, their names, and the tensor behind."""
+    """The calls between two neighbouring points at which a model can be cut, their names, and the tensor behind.
 
-    tensor: Any
+    Behind the last segment are the model's outputs, nested.
+    """
+
+    tensors: Any
     calls: list[Node]
     labels: list[str]
 
@@ -120,18 +123,21 @@ class _Segment:
 def _segments(model: keras.Model) -> list[_Segment]:
     calls = nodes(model)
     last_use = {id(tensor): position for position, node in enumerate(calls) for tensor in node.inputs}
-    last_use[id(model.outputs[0])] = len(calls)
+    returned = {id(tensor): len(calls) for tensor in model.outputs}
+    last_use |= returned
     live = {id(tensor) for tensor in model.inputs}
-    segments, names, first = [], labels(calls), 0
-    for position, node in enumerate(calls):
+    segments, names, first = [], numbered([call.layer.name for call in calls]), 0
+    for position, node in enumerate(calls[:-1]):
         live |= {id(tensor) for tensor in node.outputs if id(tensor) in last_use}
         live = {tensor for tensor in live if last_use.get(tensor, -1) > position}
-        if len(live) == 1:  # all that comes later needs this tensor alone, which is new: the call is of some use
+        if len(live) == 1 and not live & returned.keys():
+            # All that comes later needs this tensor alone, which is new, because the call is of some use.
             tensor = next(tensor for tensor in node.outputs if id(tensor) in live)
             part = slice(first, position + 1)
             segments.append(_Segment(tensor, calls[part], names[part]))
             first = position + 1
-    return segments
+    outputs = model.outputs[0] if len(model.outputs) == 1 else model.output
+    return [*segments, _Segment(outputs, calls[first:], names[first:])]
 
 
 def _fills(layer: Any) -> bool:

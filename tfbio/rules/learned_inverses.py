@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfbio.feedback.bits import stateless_normal
 from tfbio.network import inverses
+from tfbio.network.graph import check_graph, check_one_output
 from tfbio.network.stages import run, stages
 from tfbio.rules.base import Batch, FeedbackLoop, LearningRule
 from tfbio.rules.local_losses import OF_DIFFERENCES, RECONSTRUCTIONS, weighted_sum, wide
@@ -91,6 +92,8 @@ class LearnedInverses(LearningRule):
     # Setup
 
     def setup(self) -> None:
+        check_graph(self.model)
+        check_one_output(self.model)
         self.stages = stages(self.model, self.cuts)
         count = len(self.stages)
         if count < 2:
