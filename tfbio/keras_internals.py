@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-__all__ = ["changed", "children", "input_shapes", "is_functional", "is_rematerialized", "replaced_call"]
+__all__ = ["changed", "children", "input_shapes", "is_functional", "is_quantized", "is_rematerialized", "replaced_call"]
 
 # Layers and models
 
@@ -24,6 +24,11 @@ def is_functional(model: Any) -> bool:
 def is_rematerialized(layer: keras.layers.Layer) -> bool:
     """True if the layer was made in a `keras.RematScope`: its call is run again, out of our sight, going back."""
     return getattr(layer, "_remat_mode", None) is not None
+
+
+def is_quantized(layer: keras.layers.Layer) -> bool:
+    """True if Keras runs the layer's `quantized_call` in the place of its `call`."""
+    return getattr(layer, "quantization_mode", None) is not None
 
 
 def input_shapes(model: keras.Model) -> Any:

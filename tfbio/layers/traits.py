@@ -122,13 +122,17 @@ def kernels(layer: keras.layers.Layer) -> list[keras.Variable]:
         ValueError: the layer has none, or its kernel is not a plain variable (LoRA or quantisation is on).
     """
     result = [getattr(layer, name, None) for name in _kernel_names(layer)]
-    if not result or not all(isinstance(kernel, keras.Variable) for kernel in result):
+    if not result or not all(isinstance(kernel, keras.Variable) and _is_float(kernel) for kernel in result):
         raise ValueError(
             f"Invalid value for `layer`: expected a built layer with kernels, received {layer.name!r} "
             f"({type(layer).__name__}). Layers with LoRA or quantisation are not supported; a layer of your own, "
             "affine in its input, names its kernels in the class attribute `feedback_kernels`."
         )
     return result
+
+
+def _is_float(variable: keras.Variable) -> bool:
+    return keras.backend.is_float_dtype(variable.dtype)
 
 
 register_traits(

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfbio import feedback as feedback_weights
-from tfbio.keras_internals import is_rematerialized
+from tfbio.keras_internals import is_quantized, is_rematerialized
 from tfbio.layers import Feedback
 from tfbio.layers.traits import is_exact, is_known_affine, is_weighted, kernels, traits
 from tfbio.network.instrumented import Call, instrumented, trace, walk
@@ -148,6 +148,15 @@ class _Found:
             for path, layers in walk(model)
             if own_weights(layers[-1]) and not any(id(layer) in wrapped for layer in layers)
         }
+        for unseen, why, instead in (
+            (is_rematerialized, "are called again in the backward pass (keras.RematScope)", "Make them outside of it"),
+            (is_quantized, "are quantized, and run by other code than their call", "Train before quantizing"),
+        ):
+            if paths := [path for path, layers in walk(model) if unseen(layers[-1])]:
+                raise ValueError(
+                    f"Invalid value for `model`: expected layers whose calls can be seen, received {paths}, which "
+                    f"{why}. {instead}."
+                )
         self.trace = trace(model, [layers[-1] for _, layers in self._places.values()])
         called = list({id(call.layer): call.layer for call in self.trace.calls}.values())
         reached = {id(call.layer) for call in self.trace.calls if _takes_errors(call)}
@@ -156,7 +165,8 @@ class _Found:
         refused = {}
         for layer in called:
             if id(layer) not in exempt and (reason := self._objection(layer)):
-                refused[self._places[id(layer)][0]] = f"({type(layer).__name__}) {reason}"
+                path, place = self._named(layer)
+                refused[path] = f"({type(place).__name__}) {reason}"
         if refused:
             raise ValueError(
                 f"Invalid value for `model`: expected layers that feedback weights can be given to, received "
@@ -177,6 +187,14 @@ class _Found:
             )
         return {key for key, meant in means.items() if meant}
 
+    def _named(self, layer: keras.layers.Layer) -> tuple[str, keras.layers.Layer]:
+        """What an error says of a layer: its path, or that of the recurrent layer whose cell it is."""
+        path, layers = self._places[id(layer)]
+        for number, each in enumerate(layers, 1):
+            if _is_recurrent(each):
+                return "/".join(path.split("/")[:number]), each
+        return path, layer
+
     def _objection(self, layer: keras.layers.Layer) -> str | None:
         """Why a layer can't be treated; None if it can, or need not."""
         path, layers = self._places[id(layer)]
@@ -185,8 +203,6 @@ class _Found:
             reached = [call for call in calls if _takes_errors(call)]
             if not reached:
                 return None
-            if any(map(is_rematerialized, layers)):
-                return "is run again in the backward pass (keras.RematScope), where feedback has no hold of it"
             try:
                 kernels(layer)
             except ValueError:
@@ -199,7 +215,7 @@ class _Found:
             return None
         if is_exact(layer):
             return None
-        if any(traits(each).kind == "recurrent" for each in layers):
+        if any(map(_is_recurrent, layers)):
             return "has kernels that act within a cell, through time, between nonlinearities"
         try:
             if not mixes_inputs(calls[0]):
@@ -225,6 +241,10 @@ class _Found:
                 f"seen; name them, received None; it has {names}."
             )
         return last
+
+
+def _is_recurrent(layer: keras.layers.Layer) -> bool:
+    return traits(layer).kind == "recurrent"
 
 
 def _takes_errors(call: Call) -> bool:

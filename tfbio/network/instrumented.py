@@ -175,8 +175,13 @@ def input_spec(model: keras.Model) -> Any:
     """`tf.TensorSpec`s of the model's inputs, nested as they are.
 
     Raises:
-        ValueError: a subclassed model that was never called, and so does not know them.
+        ValueError: a model that is not built, or a subclassed one that was never called, and so does not know them.
     """
+    if not model.built:
+        raise ValueError(
+            f"Invalid value for `model`: expected a built model, received {model.name!r} without an input shape. Put "
+            "keras.Input(shape) first, or call it on a batch."
+        )
     if is_functional(model):
         inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
         return keras.tree.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), inputs)

@@ -23,7 +23,7 @@ _OPEN, _ROWS, _ROUNDING = 3, 8, 1e-3
 def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
     """The weights that a layer holds itself, not through layers within it."""
     held = {id(weight) for child in children(layer) for weight in child.weights}
-    return [weight for weight in layer.weights if id(weight) not in held and weight.dtype.startswith(("float", "bfl"))]
+    return [weight for weight in layer.weights if id(weight) not in held]
 
 
 def mixes_inputs(call: Call) -> bool:
@@ -79,7 +79,8 @@ def _values(call: Call, random: np.random.Generator) -> Any:
 def _draw(layer: keras.layers.Layer, seed: int) -> list[tuple[keras.Variable, tf.Tensor]]:
     """The layer's own weights with random positive values, since some are variances."""
     random = np.random.default_rng(seed)
-    return [(w, tf.constant(random.uniform(0.5, 1.5, w.shape), w.dtype)) for w in own_weights(layer)]
+    floating = [weight for weight in own_weights(layer) if keras.backend.is_float_dtype(weight.dtype)]
+    return [(weight, tf.constant(random.uniform(0.5, 1.5, weight.shape), weight.dtype)) for weight in floating]
 
 
 def _run(layer: keras.layers.Layer, args: tuple, kwargs: dict, weights: list) -> np.ndarray:
