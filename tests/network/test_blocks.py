@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import layers as L
 
 from tfbio import losses
+from tfbio.network.blocks import meant_layers
 from tfbio.rules import Backpropagation, DirectFeedbackAlignment, DirectRandomTargetProjection
 
 RANDOM = np.random.default_rng(0)
@@ -176,24 +177,25 @@ def test_weights_above_a_block_do_not_change_its_gradients_at_a_given_error(floa
 def test_names_paths_patterns_and_classes():
     model = made(Encoder, 6, 5)
 
-    def names(*blocks):
-        return [each.name for each in build(DirectFeedbackAlignment(blocks=blocks), model).network.cuts]
+    def meant(*blocks):
+        return meant_layers(model, list(blocks))
 
-    blocks = ["block_0", "block_1", "block_2"]
-    assert names("block_*") == names(Block) == names("Block") == blocks
-    assert names("stem", Block) == ["stem", *blocks]
-    assert names("block_1", "block_1/attention") == ["block_1/attention", "block_1"]
-    assert names(L.MultiHeadAttention) == [f"{block}/attention" for block in blocks]
+    assert meant("block_*") == meant(Block) == meant("Block") == model.blocks
+    assert meant(Block, "stem") == [model.stem, *model.blocks]
+    assert meant("block_1", "block_1/attention") == [model.blocks[1], model.blocks[1].attention]
+    assert meant(L.MultiHeadAttention) == [block.attention for block in model.blocks]
+    nested = build(DirectFeedbackAlignment(blocks=["block_1", "block_1/attention"]), model).network
+    assert [each.name for each in nested.cuts] == ["block_1/attention", "block_1"]
     for unknown in ("blok", L.Conv2D):
         with pytest.raises(ValueError, match="`blocks`: expected names, patterns or classes.*mean none; it has"):
-            names(unknown)
+            build(DirectFeedbackAlignment(blocks=[unknown]), model)
     with pytest.raises(ValueError, match="without `cuts`"):
         build(DirectFeedbackAlignment(cuts=["stem"], blocks=["stem"]), model)
 
 
 def test_errors_that_get_around_blocks_are_said(caplog):
     model = made(Encoder, 6, 5)
-    rule = build(DirectFeedbackAlignment(blocks=[L.MultiHeadAttention]), model)
+    build(DirectFeedbackAlignment(blocks=[L.MultiHeadAttention]), model)
     (line,) = [record.getMessage() for record in caplog.records if "around" in record.getMessage()]
     assert "block_0/dense" in line and "(of block_1/attention, block_2/attention, loss)" in line
     caplog.clear()
@@ -331,7 +333,8 @@ def test_a_layer_that_is_called_several_times_has_a_cut_for_each_call():
     assert list(rule.signals.values()) == [("tied:0", "tied:1"), ("loss",)] and not rule.network.leaks
     graph = keras.Sequential([keras.Input((5,)), model.tied, model.tied, model.head])
     x, y = RANDOM.normal(size=(4, 5)).astype("float32"), np.array([0, 2, 1, 1])
-    for a, b in zip(rule.compute(x, y).forward, build(DirectFeedbackAlignment(seed=1), graph).compute(x, y).forward):
+    chain = build(DirectFeedbackAlignment(seed=1), graph)
+    for a, b in zip(rule.compute(x, y).forward, chain.compute(x, y).forward, strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -18,7 +18,7 @@ from tfbio.network.graph import channel_axis, nodes, numbered
 from tfbio.network.instrumented import input_spec, instrumented, walk
 from tfbio.network.stages import named_stages, run, stop_gradient
 
-__all__ = ["LOSS", "Blocks", "Chain", "Cut", "cut"]
+__all__ = ["LOSS", "Blocks", "Chain", "Cut", "cut", "meant_layers"]
 
 #: The name of the signal that the layers above all cuts learn from.
 LOSS = "loss"
@@ -212,7 +212,7 @@ def cut(model: keras.Model, cuts: Sequence[str] | None = None, blocks: Iterable[
     if cuts is not None and blocks is not None:
         raise ValueError(f"Invalid value for `blocks`: expected it without `cuts`, received {blocks} and {cuts}.")
     if blocks is not None:
-        return Blocks(model, _meant(model, list(blocks)))
+        return Blocks(model, meant_layers(model, list(blocks)))
     chain = Chain(model, cuts) if cuts is not None or is_functional(model) else None
     repeated = _repeated(model) if cuts is None else []
     if len(repeated) > (len(chain.cuts) if chain else 0):
@@ -227,7 +227,8 @@ def cut(model: keras.Model, cuts: Sequence[str] | None = None, blocks: Iterable[
     return chain
 
 
-def _meant(model: keras.Model, patterns: list[Any]) -> list[keras.layers.Layer]:
+def meant_layers(model: keras.Model, patterns: list[Any]) -> list[keras.layers.Layer]:
+    """The layers of a model that patterns mean; of those within one another that the same one means, the outer one."""
     places = [(path.rpartition("/")[0], path, layers) for path, layers in walk(model)]
     means = {}
     for above, path, layers in places:
