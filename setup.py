@@ -41,6 +41,7 @@ setup(
         "tensorboard",
     ],
     extras_require={
+        "hub": ["keras-hub>=0.20"],  # oracles on its networks; tfbio itself needs none of it
         "gpu": ["tensorflow[and-cuda]>=2.20"],
         "tpu": ["tensorflow-tpu>=2.20"],
         "dev": ["build", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "ruff==0.17.*", "setuptools>=69"],
