@@ -42,8 +42,8 @@ def test_data_that_do_not_fit(dataset, message):
     ("arguments", "message"),
     [
         ({"rule": "feedback_alignement"}, "Invalid value for `rule`.*FeedbackAlignment"),
-        ({"loss": "mse"}, "Invalid value for `loss`.*mean_squared_error"),
-        ({"loss": keras.losses.MeanSquaredError()}, "canonical"),
+        ({"loss": "nothing"}, "Invalid value for `loss`.*mean_squared_error"),
+        ({"loss": keras.losses.MeanSquaredError(reduction="sum")}, "averaged over the global batch"),
         ({"optimizer": "gradient descent"}, "Invalid value for `optimizer`"),
         ({"jit_compile": "yes"}, "jit_compile"),
         ({"steps_per_loop": 0}, "steps_per_loop"),

@@ -132,7 +132,10 @@ class Feedback(keras.layers.Wrapper):
     ) -> tf.Tensor:
         """The wrapped layer without its activation, with `weights` as its kernels."""
         substitution = list(zip(kernels(self.layer), weights, strict=True))
-        with changed(self.layer, "activation", keras.activations.linear), keras.StatelessScope(state_mapping=substitution):
+        with (
+            changed(self.layer, "activation", keras.activations.linear),
+            keras.StatelessScope(state_mapping=substitution),
+        ):
             return self.layer(inputs, *others, **options)
 
     def mirrored(self, noise: tf.Tensor, others: Sequence[tf.Tensor] = ()) -> list[tf.Tensor]:
