@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 __all__ = [
+    "attributes",
     "changed",
     "children",
     "input_shapes",
@@ -69,6 +70,20 @@ def changed(layer: keras.layers.Layer, attribute: str, value: Any) -> Iterator[N
         yield
     finally:
         setattr(layer, attribute, before)
+
+
+@contextlib.contextmanager
+def attributes(layer: keras.layers.Layer, **values: Any) -> Iterator[None]:
+    """Gives attributes of `layer` other values while its call is traced, behind Keras's tracker."""
+    own = vars(layer)
+    before = {name: own[name] for name in values if name in own}
+    own.update(values)
+    try:
+        yield
+    finally:
+        for name in values.keys() - before.keys():
+            own.pop(name)
+        own.update(before)
 
 
 def replaced_call(layer: keras.layers.Layer, call: Callable) -> Callable[[], None]:
