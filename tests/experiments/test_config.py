@@ -13,7 +13,7 @@ import pytest
 
 import tfbio
 from tfbio.experiments import config
-from tfbio.experiments.assembly import Assembly
+from tfbio.experiments.build import BuiltRun
 from tfbio.training import strategies
 
 TREE = Path(tfbio.__file__).parent.parent / "gin"
@@ -121,7 +121,7 @@ def takes_a_step(file, folder, params=()):
     assert result["labels"]["rule"] == (rule_of(file) or "FeedbackAlignment")
     # What was asked for, in full, can be parsed again and is the same run.
     config.parse([str(folder / "config.gin")], [])
-    described = Assembly(config.load_run()).describe()
+    described = BuiltRun(config.load_run()).describe()
     is_as_called(file, described)
     assert described == json.loads((folder / "run.json").read_text())
     assert "train.epochs = 1" in (folder / "operative_config.gin").read_text()
@@ -163,12 +163,12 @@ def test_every_run_is_built(file, tiny_data, monkeypatch):
     trained = file.endswith(("cifar10/lc/dtp_parallel.gin", "cifar10/lc/ao_sdtp_alternating.gin"))
     if not trained:
         run.load, run.model = kept("load", run.load), kept(run.model.__name__, run.model)
-    parts = Assembly(run)
-    is_as_called(file, parts.describe())
+    built = BuiltRun(run)
+    is_as_called(file, built.describe())
     if trained:
-        variables = [*parts.trainer.model.trainable_variables, *parts.trainer.rule.feedback_variables]
+        variables = [*built.trainer.model.trainable_variables, *built.trainer.rule.feedback_variables]
         before = [variable.numpy() for variable in variables]
-        parts.trainer.fit(parts.train_data, epochs=2, steps_per_epoch=1, verbose=False)  # an epoch for each turn
+        built.trainer.fit(built.train_data, epochs=2, steps_per_epoch=1, verbose=False)  # an epoch for each turn
         for value, variable in zip(before, variables, strict=True):
             assert np.isfinite(variable.numpy()).all() and np.abs(value - variable.numpy()).max() > 0, variable.path
 
