@@ -197,7 +197,7 @@ def test_errors_that_get_around_blocks_are_said(caplog):
     model = made(Encoder, 6, 5)
     build(DirectFeedbackAlignment(blocks=[L.MultiHeadAttention]), model)
     (line,) = [record.getMessage() for record in caplog.records if "around" in record.getMessage()]
-    assert "block_0/dense" in line and "(of block_1/attention, block_2/attention, loss)" in line
+    assert "block_0/dense" in line and "(from block_1/attention, block_2/attention, loss)" in line
     caplog.clear()
     build(DirectFeedbackAlignment(blocks=["stem", Block]), model)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

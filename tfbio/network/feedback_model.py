@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfbio import feedback as feedback_weights
+from tfbio.feedback import Symmetric
 from tfbio.keras_internals import is_quantized, is_rematerialized
 from tfbio.layers import Feedback
 from tfbio.layers.traits import is_exact, is_known_affine, is_weighted, kernels, traits
@@ -47,6 +48,8 @@ class FeedbackModel(keras.Model):
     Attributes:
         model: the user's model.
         feedback_layers: a `Feedback` wrapper for each weighted layer, in the order of the layers' first calls.
+        uses_feedback: False if no error that goes through weights other than the kernels reaches weights that learn:
+            then gradients are backpropagation's.
     """
 
     def __init__(
@@ -95,11 +98,12 @@ class FeedbackModel(keras.Model):
         found = _Found(self.model, self.allow_backpropagation)
         last = found.last(self.output_layers) if self.last_layer != "same" else []
         last_ids = {id(layer) for layer in last}
-        wrappers = []
+        wrappers, self.uses_feedback = [], False
         for number, layer in enumerate(found.treated):
             wrapper = Feedback(layer, self.last_layer if id(layer) in last_ids else self.feedback, index=number)
             wrapper.build(found.input_shape(layer))
             wrappers.append(wrapper)
+            self.uses_feedback |= not isinstance(wrapper.feedback, Symmetric) and found.passes_errors(layer)
         return wrappers
 
     def get_config(self) -> dict[str, Any]:
@@ -227,6 +231,10 @@ class _Found:
     def input_shape(self, layer: keras.layers.Layer) -> tuple[int | None, ...]:
         """Of the first call to which errors go back."""
         return next(tuple(call.args[0].shape) for call in self.trace.calls_of(layer) if _takes_errors(call))
+
+    def passes_errors(self, layer: keras.layers.Layer) -> bool:
+        """True if there are weights that learn below a layer."""
+        return self.trace.is_above(layer, [call.layer for call in self.trace.calls if call.layer.trainable_variables])
 
     def last(self, patterns: Sequence[Any] | None) -> list[keras.layers.Layer]:
         """The layers that make the outputs: those that `patterns` mean, or those after which no weights come."""

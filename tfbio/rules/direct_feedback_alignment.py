@@ -195,21 +195,19 @@ class DirectFeedbackAlignment(LearningRule):
 
     def _report(self, weighted: list[str]) -> None:
         """Says once what learns from what: as a warning where that may not be what was meant."""
-        rule, cuts = type(self).__name__, ", ".join(each.name for each in self.network.cuts)
         groups = Counter(self.signals[path] for path in weighted)
         shared = sum(count for count in groups.values() if count > 1)
-        meant = self.cuts is not None or self.blocks is not None or not shared
-        _LOG.log(
-            logging.INFO if meant else logging.WARNING,
-            f"{rule}: feedback enters {self.model.name!r} behind {cuts}. Of {len(weighted)} layers with kernels, "
-            f"{shared} share a signal with others, and learn from it by backpropagation: see rule.signals. Pass `cuts` "
-            "or `blocks` to choose other places.",
+        chosen = self.cuts is not None or self.blocks is not None
+        (_LOG.info if chosen or not shared else self.warn)(
+            f"feedback enters behind {', '.join(each.name for each in self.network.cuts)}. Of {len(weighted)} layers "
+            f"with kernels, {shared} share a signal with others, and learn from it by backpropagation: see "
+            "rule.signals. Pass `cuts` or `blocks` to choose other places."
         )
         if self.network.leaks:
-            leaks = "; ".join(f"{layer} (of {', '.join(self.signals[layer])})" for layer in self.network.leaks)
-            _LOG.warning(
-                f"{rule}: errors get around the cuts of {self.model.name!r}, so that layers learn from signals of "
-                f"several: {leaks}. Add to `blocks` what the ways around start from.",
+            leaks = "; ".join(f"{layer} (from {', '.join(self.signals[layer])})" for layer in self.network.leaks)
+            self.warn(
+                f"errors get around the cuts, so that layers learn from the signals of several: {leaks}. Add to "
+                "`blocks` what the ways around start from."
             )
 
     def update(self, batch: Batch) -> Update:
