@@ -73,8 +73,8 @@ class DifferenceTargetPropagation(TargetPropagation):
         super().setup()
         if len(self.stages) == 2:
             self.warn(
-                "on two stages it is backpropagation, the first stage's gradient times 2 `target_step`, because no target "
-                "goes through an inverse. Pass a deeper model, or the rule sdtp, ddtp or ldrl."
+                "on two stages it is backpropagation, the first stage's gradient times 2 `target_step`, because no "
+                "target goes through an inverse. Pass a deeper model, or the rule sdtp, ddtp or ldrl."
             )
 
     def find_targets(
