@@ -6,7 +6,18 @@ from typing import Any
 
 import keras
 
-__all__ = ["changed", "children", "input_shapes", "is_functional", "is_quantized", "is_rematerialized", "replaced_call"]
+__all__ = [
+    "attributes",
+    "changed",
+    "children",
+    "input_shapes",
+    "is_functional",
+    "is_quantized",
+    "is_rematerialized",
+    "loss_arguments",
+    "mask",
+    "replaced_call",
+]
 
 # Layers and models
 
@@ -37,6 +48,16 @@ def input_shapes(model: keras.Model) -> Any:
     return shapes[0] if len(shapes) == 1 else shapes or None
 
 
+def loss_arguments(loss: keras.losses.Loss) -> dict[str, Any]:
+    """The arguments that a Keras loss hands to its function; some are not in its configuration (Huber's `delta`)."""
+    return dict(getattr(loss, "_fn_kwargs", {}))
+
+
+def mask(tensor: Any) -> Any:
+    """The mask that Keras's layers have put on their output `tensor`; None without any."""
+    return getattr(tensor, "_keras_mask", None)
+
+
 @contextlib.contextmanager
 def changed(layer: keras.layers.Layer, attribute: str, value: Any) -> Iterator[None]:
     """Gives an attribute of `layer` another value while its call is traced, if the layer has that attribute."""
@@ -49,6 +70,20 @@ def changed(layer: keras.layers.Layer, attribute: str, value: Any) -> Iterator[N
         yield
     finally:
         setattr(layer, attribute, before)
+
+
+@contextlib.contextmanager
+def attributes(layer: keras.layers.Layer, **values: Any) -> Iterator[None]:
+    """Gives attributes of `layer` other values while its call is traced, behind Keras's tracker."""
+    own = vars(layer)
+    before = {name: own[name] for name in values if name in own}
+    own.update(values)
+    try:
+        yield
+    finally:
+        for name in values.keys() - before.keys():
+            own.pop(name)
+        own.update(before)
 
 
 def replaced_call(layer: keras.layers.Layer, call: Callable) -> Callable[[], None]:

@@ -37,11 +37,12 @@ def test_models_without_a_graph_can_not_be_cut_into_stages(make, sentence):
 
 
 def recurrent():
-    return keras.Sequential([keras.Input((5, 4)), L.Dense(4), L.LSTM(6, name="memory"), L.Dense(3, name="top")])
+    memory = L.LSTM(6, dropout=0.1, name="memory")
+    return keras.Sequential([keras.Input((5, 4)), L.Dense(4), memory, L.Dense(3, name="top")])
 
 
 def in_both_directions():
-    memory = L.Bidirectional(L.GRU(6), name="memory")
+    memory = L.Bidirectional(L.GRU(6, reset_after=False, name="gru"), name="memory")
     return keras.Sequential([keras.Input((5, 4)), L.Dense(4), memory, L.Dense(3, name="top")])
 
 

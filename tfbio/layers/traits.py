@@ -11,7 +11,7 @@ no differentiable input, so that the layer's own derivative is right under every
 | `"embedding"` | rows of a table, by number | stages: it fills a stage, and no error goes past it |
 | `"normalization"` | affine in each unit, given the statistics | inverses leave it out |
 | `"pooling"` | windows to single values | inverses repeat values, or stride |
-| `"recurrent"` | kernels inside a loop over time | feedback refuses it |
+| `"recurrent"` | kernels inside a loop over time | feedback goes through time |
 | `"shaping"` | values moved about | inverses reshape; outputs are looked for behind it |
 
 To add a kind of layer is one entry:
@@ -161,7 +161,6 @@ register_traits(
 register_traits(_LAYERS.MaxPooling2D, _LAYERS.AveragePooling2D, kind="pooling")
 register_traits(_LAYERS.Flatten, _LAYERS.Reshape, _LAYERS.Identity, kind="shaping")
 register_traits(
-    *(_LAYERS.LSTMCell, _LAYERS.GRUCell, _LAYERS.SimpleRNNCell, _LAYERS.ConvLSTM1D, _LAYERS.ConvLSTM2D),
-    *(_LAYERS.ConvLSTM3D, _LAYERS.RNN),
+    *(_LAYERS.ConvLSTM1D, _LAYERS.ConvLSTM2D, _LAYERS.ConvLSTM3D, _LAYERS.RNN),
     kind="recurrent",
 )

@@ -13,10 +13,10 @@ import keras
 import tensorflow as tf
 
 from tfbio.keras_internals import children, is_functional
-from tfbio.network.feedback_model import matching
 from tfbio.network.graph import channel_axis, nodes, numbered
 from tfbio.network.instrumented import input_spec, instrumented, walk
 from tfbio.network.stages import named_stages, run, stop_gradient
+from tfbio.network.treatable import matching
 
 __all__ = ["LOSS", "Blocks", "Chain", "Cut", "cut", "meant_layers"]
 

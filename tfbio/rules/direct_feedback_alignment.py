@@ -217,12 +217,11 @@ class DirectFeedbackAlignment(LearningRule):
             ran = self.network.run(batch.x)
             loss = weighted_loss(self.loss, batch, ran.outputs)
             penalty = regularization(ran, batch, loss.dtype)
-        hidden, error = ran.hidden, flat(self.broadcast(batch.y, ran.outputs))
-        error *= tf.cast(batch.weights, error.dtype)[:, tf.newaxis]
-        signals = [shaped(*pair) for pair in zip(project_all(self._projections, error), hidden, strict=True)]
+        error = flat(self.loss.weighted(self.broadcast(batch.y, ran.outputs), batch.weights))
+        signals = [shaped(*pair) for pair in zip(project_all(self._projections, error), ran.hidden, strict=True)]
         ones = [tf.ones_like(loss), tf.ones_like(penalty)]
         gradients = tape.gradient(
-            [*hidden, loss, penalty], values, output_gradients=[*signals, *ones], unconnected_gradients="zero"
+            [*ran.hidden, loss, penalty], values, output_gradients=[*signals, *ones], unconnected_gradients="zero"
         )
         return Update(ran.outputs, loss + penalty, [tf.convert_to_tensor(gradient) for gradient in gradients])
 
@@ -270,6 +269,8 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
     Args:
         initializer, scale, seed, cuts, storage, blocks: as in `DirectFeedbackAlignment`.
     """
+
+    needs_canonical_loss = True
 
     def __init__(
         self,
