@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from tfbio import feedback as feedback_weights
+from tfbio.feedback import Symmetric
 from tfbio.layers import Feedback
 from tfbio.layers.recurrent_feedback import RecurrentFeedback, without_fused_kernels
 from tfbio.network.instrumented import instrumented, walk
@@ -24,6 +25,8 @@ class FeedbackModel(keras.Model):
     Attributes:
         model: the user's model.
         feedback_layers: a `Feedback` wrapper for each weighted layer, in the order of the layers' first calls.
+        uses_feedback: False if no error that goes through weights other than the kernels reaches weights that learn:
+            then gradients are backpropagation's.
     """
 
     def __init__(
@@ -74,12 +77,13 @@ class FeedbackModel(keras.Model):
         found = Treatable(self.model, self.allow_backpropagation)
         last = found.last(self.output_layers) if self.last_layer != "same" else []
         last_ids = {id(layer) for layer in last}
-        wrappers = []
+        wrappers, self.uses_feedback = [], False
         for number, layer in enumerate(found.treated):
             kind = RecurrentFeedback if is_recurrent(layer) else Feedback
             wrapper = kind(layer, self.last_layer if id(layer) in last_ids else self.feedback, index=number)
             wrapper.build(found.input_shape(layer))
             wrappers.append(wrapper)
+            self.uses_feedback |= not isinstance(wrapper.feedback, Symmetric) and found.passes_errors(layer)
         return wrappers
 
     def get_config(self) -> dict[str, Any]:

@@ -149,6 +149,12 @@ class Trace:
                 return calls
         return []
 
+    def is_above(self, layer: keras.layers.Layer, others: Sequence[keras.layers.Layer]) -> bool:
+        """True if something leads from one of `others` to an input of `layer`."""
+        below = {id(other) for other in others}
+        made = {id(t): [call.layer] for call in self.calls if id(call.layer) in below for t in _tensors(call.outputs)}
+        return bool(_reached([tensor for call in self._outer_calls(layer) for tensor in call.inputs], made))
+
     def last(self, layers: Sequence[keras.layers.Layer]) -> list[keras.layers.Layer]:
         """Those of `layers` that make an output: nothing leads from them to it but through no other of `layers`.
 

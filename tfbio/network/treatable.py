@@ -138,6 +138,11 @@ class Treatable:
         """Of the first call to which errors go back."""
         return next(tuple(call.args[0].shape) for call in self.trace.calls_of(layer) if _takes_errors(call))
 
+    def passes_errors(self, layer: keras.layers.Layer) -> bool:
+        """True if errors that go back through a layer's kernels reach weights that learn: below it, or in its cell."""
+        learning = [call.layer for call in self.trace.calls if call.layer.trainable_variables]
+        return is_recurrent(layer) or self.trace.is_above(layer, learning)
+
     def last(self, patterns: Sequence[Any] | None) -> list[keras.layers.Layer]:
         """The layers that make the outputs: those that `patterns` mean, or those after which no weights come."""
         if patterns is not None:

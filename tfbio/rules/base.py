@@ -5,6 +5,7 @@ statistics of batch normalisation aside), so that a trainer may call it in a gra
 of replicas. To add one, subclass `LearningRule`; CONTRIBUTING.md has a complete example.
 """
 
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ import keras
 import tensorflow as tf
 
 from tfbio import losses
+from tfbio.network.instrumented import walk
+from tfbio.optimizers import mark_kernels
 
 __all__ = [
     "Batch",
@@ -23,6 +26,8 @@ __all__ = [
     "regularization",
     "weighted_loss",
 ]
+
+_LOG = logging.getLogger("tfbio")
 
 # Layers that pass values on as they are, `Activation` only with a linear one.
 _LINEAR = keras.activations.linear
@@ -183,6 +188,7 @@ class LearningRule:
             )
         check_logits(model, loss)
         self.model, self.loss = model, loss
+        mark_kernels(place[-1] for _, place in walk(model))
         self.step = tf.Variable(
             0, dtype=tf.int64, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name="step"
         )
@@ -263,6 +269,17 @@ class LearningRule:
             int32 scalar. Asked for only if there is more than one phase.
         """
         return tf.zeros((), tf.int32)
+
+    def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Says once where the rule does nothing with this optimizer. Whoever makes the optimizer calls it, once.
+
+        Args:
+            optimizer: of the forward variables, within what scales the loss, if that is around it.
+        """
+
+    def warn(self, message: str) -> None:
+        """Logs a warning about what this rule is for this model, for who did not mean that."""
+        _LOG.warning(f"{type(self).__name__} of {self.model.name!r}: {message}")
 
     @property
     def forward_variables(self) -> list[keras.Variable]:

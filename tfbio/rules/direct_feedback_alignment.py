@@ -195,21 +195,19 @@ class DirectFeedbackAlignment(LearningRule):
 
     def _report(self, weighted: list[str]) -> None:
         """Says once what learns from what: as a warning where that may not be what was meant."""
-        rule, cuts = type(self).__name__, ", ".join(each.name for each in self.network.cuts)
         groups = Counter(self.signals[path] for path in weighted)
         shared = sum(count for count in groups.values() if count > 1)
-        meant = self.cuts is not None or self.blocks is not None or not shared
-        _LOG.log(
-            logging.INFO if meant else logging.WARNING,
-            f"{rule}: feedback enters {self.model.name!r} behind {cuts}. Of {len(weighted)} layers with kernels, "
-            f"{shared} share a signal with others, and learn from it by backpropagation: see rule.signals. Pass `cuts` "
-            "or `blocks` to choose other places.",
+        chosen = self.cuts is not None or self.blocks is not None
+        (_LOG.info if chosen or not shared else self.warn)(
+            f"feedback enters behind {', '.join(each.name for each in self.network.cuts)}. Of {len(weighted)} layers "
+            f"with kernels, {shared} share a signal with others, and learn from it by backpropagation: see "
+            "rule.signals. Pass `cuts` or `blocks` to choose other places."
         )
         if self.network.leaks:
-            leaks = "; ".join(f"{layer} (of {', '.join(self.signals[layer])})" for layer in self.network.leaks)
-            _LOG.warning(
-                f"{rule}: errors get around the cuts of {self.model.name!r}, so that layers learn from signals of "
-                f"several: {leaks}. Add to `blocks` what the ways around start from.",
+            leaks = "; ".join(f"{layer} (from {', '.join(self.signals[layer])})" for layer in self.network.leaks)
+            self.warn(
+                f"errors get around the cuts, so that layers learn from the signals of several: {leaks}. Add to "
+                "`blocks` what the ways around start from."
             )
 
     def update(self, batch: Batch) -> Update:
@@ -219,12 +217,11 @@ class DirectFeedbackAlignment(LearningRule):
             ran = self.network.run(batch.x)
             loss = weighted_loss(self.loss, batch, ran.outputs)
             penalty = regularization(ran, batch, loss.dtype)
-        hidden, error = ran.hidden, flat(self.broadcast(batch.y, ran.outputs))
-        error *= tf.cast(batch.weights, error.dtype)[:, tf.newaxis]
-        signals = [shaped(*pair) for pair in zip(project_all(self._projections, error), hidden, strict=True)]
+        error = flat(self.loss.weighted(self.broadcast(batch.y, ran.outputs), batch.weights))
+        signals = [shaped(*pair) for pair in zip(project_all(self._projections, error), ran.hidden, strict=True)]
         ones = [tf.ones_like(loss), tf.ones_like(penalty)]
         gradients = tape.gradient(
-            [*hidden, loss, penalty], values, output_gradients=[*signals, *ones], unconnected_gradients="zero"
+            [*ran.hidden, loss, penalty], values, output_gradients=[*signals, *ones], unconnected_gradients="zero"
         )
         return Update(ran.outputs, loss + penalty, [tf.convert_to_tensor(gradient) for gradient in gradients])
 
