@@ -247,6 +247,16 @@ def test_fitting_labels_pass(loss, y, output_shape):
     losses.get(loss).check_labels(y, output_shape)
 
 
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", K.BinaryCrossentropy()])
+def test_logits_where_probabilities_are_expected_are_warned_of(loss, recwarn):
+    with pytest.warns(UserWarning, match="crossentropy takes probabilities, and 'dense.*' of .* has no activation"):
+        tfbio.rules.Backpropagation().build(dense(4), loss)
+    recwarn.clear()
+    for model, fitting in ((dense(4, "softmax"), loss), (dense(4), SPARSE(from_logits=True)), (dense(4), "mse")):
+        tfbio.rules.Backpropagation().build(model, fitting)
+    assert not recwarn
+
+
 def test_a_sum_over_the_batch_is_refused():
     with pytest.raises(ValueError, match="averaged over the global batch, received reduction='sum'"):
         losses.get(K.MeanSquaredError(reduction="sum"))

@@ -6,6 +6,7 @@ of replicas. To add one, subclass `LearningRule`; CONTRIBUTING.md has a complete
 """
 
 import logging
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -352,6 +353,12 @@ def _check_activation(model: keras.Model, loss: losses.Loss, tensor: Any) -> Non
             f"Invalid value for `model`: expected logits as output, because {type(loss).__name__} contains the output "
             f"activation; layer {layer.name!r} of {model.name!r} ends in {activation}. Build it without: activation="
             "None (in keras.applications: classifier_activation=None)."
+        )
+    if loss.takes_probabilities and getattr(layer, "activation", None) is _LINEAR:
+        warnings.warn(
+            f"{loss.described()} takes probabilities, and {layer.name!r} of {model.name!r} has no activation. Pass the "
+            "loss with from_logits=True, or 'softmax_cross_entropy' or 'sigmoid_cross_entropy'.",
+            stacklevel=2,
         )
 
 
