@@ -16,7 +16,7 @@ tf.config.set_logical_device_configuration(
 def main(folder: str) -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2"])
     with strategy.scope():
-        averages = Averages(SoftmaxCrossEntropy())
+        averages = Averages(SoftmaxCrossEntropy(), None)
     rng = np.random.default_rng(0)
     batches = [(rng.integers(0, 5, (3, 7)), rng.normal(size=(3, 7, 5)).astype("float32")) for _ in range(40)]
 
