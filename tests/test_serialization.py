@@ -64,20 +64,23 @@ OBJECTS = {
         "scale": 0.5,
         "seed": 3,
         "last_layer": "symmetric",
-        "allow_backpropagation": ("lstm",),
+        "allow_backpropagation": ("lstm", "encoder/*"),
+        "output_layers": ("head",),
     },
     rules.FeedbackAlignment: {
         "initializer": keras.initializers.RandomUniform(-0.5, 0.5, seed=7),
         "scale": 0.5,
         "seed": 3,
         "last_layer": "same",
-        "allow_backpropagation": ("lstm",),
+        "allow_backpropagation": ("lstm", "encoder/*"),
+        "output_layers": ("head",),
         "signed_init": True,
     },
     rules.FeedbackRule: {
         "feedback": feedback.Random("he_normal", seed=3),
         "last_layer": feedback.Random("ones"),
-        "allow_backpropagation": ("lstm",),
+        "allow_backpropagation": ("lstm", "encoder/*"),
+        "output_layers": ("head",),
     },
     rules.WeightMirror: {
         "initializer": "he_normal",
@@ -86,7 +89,8 @@ OBJECTS = {
         "interval": 5,
         "examples": 7,
         "last_layer": "symmetric",
-        "allow_backpropagation": ("lstm",),
+        "allow_backpropagation": ("lstm", "encoder/*"),
+        "output_layers": ("head",),
     },
     rules.TargetPropagation: {**TARGETS, "reconstruction": "denoise"},
     rules.DifferenceTargetPropagation: {
@@ -111,7 +115,8 @@ OBJECTS = {
         "concordance": 0.75,
         "seed": 3,
         "last_layer": "same",
-        "allow_backpropagation": ("lstm",),
+        "allow_backpropagation": ("lstm", "encoder/*"),
+        "output_layers": ("head",),
     },
 }
 ABSTRACT = {feedback.FeedbackWeights, losses.Loss, rules.LearningRule, rules.Update}
@@ -217,7 +222,8 @@ def test_a_network_with_feedback_is_saved_and_loaded(tmp_path):
     network = tfbio.with_feedback(model, "random", "same")
     network.save(tmp_path / "network.keras")
     loaded = keras.saving.load_model(tmp_path / "network.keras")
-    for mine, theirs in zip(network.layers, loaded.layers, strict=True):
+    assert loaded.last_layer == "same"
+    for mine, theirs in zip(network.feedback_layers, loaded.feedback_layers, strict=True):
         for expected, actual in zip(mine.pairs, theirs.pairs, strict=True):
             np.testing.assert_array_equal(expected[0], actual[0])
             np.testing.assert_array_equal(expected[1], actual[1])

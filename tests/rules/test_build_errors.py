@@ -93,7 +93,7 @@ def test_a_rule_whose_build_failed_is_built_with_another_model(name):
     rule.build(dense(), "softmax_cross_entropy")
 
 
-@pytest.mark.parametrize("name", ["fa", "dfa"])
+@pytest.mark.parametrize("name", ["dfa", "dtp"])
 def test_a_rule_whose_setup_failed_is_built_with_another_model(name):
     rule, model = tfbio.rules.get(name), Subclassed()
     model(np.zeros((1, 4)))
@@ -114,7 +114,7 @@ def test_models_that_are_none(name):
             tfbio.rules.get(name).build(model, "softmax_cross_entropy")
 
 
-@pytest.mark.parametrize("name", ["fa", "dfa"])
+@pytest.mark.parametrize("name", ["dfa", "dtp"])
 def test_several_outputs_are_refused(name):
     x = keras.Input((4,))
     with pytest.raises(ValueError, match="expected one output, received 2"):

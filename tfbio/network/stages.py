@@ -1,90 +1,21 @@
-"""Cuts and rewires a plain Keras model; every variable stays the user's own.
+"""Cuts a plain Keras model into stages; every variable stays the user's own.
 
-`with_feedback` returns the same network with every weighted layer wrapped in `Feedback`. `stages` returns the same
-network as a chain of sub-models $f_1, …, f_L$ with $h_l = f_l(h_{l-1})$: what direct feedback and target propagation
-work on. Both share the model's layers, so what is trained through them *is* the model. Both look inside nested models.
+`stages` returns the same network as a chain of sub-models $f_1, …, f_L$ with $h_l = f_l(h_{l-1})$: what direct feedback
+and target propagation work on. They share the model's layers, so what is trained through them *is* the model. Nested
+models are looked into.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from tfbio import feedback as feedback_weights
-from tfbio.layers import Feedback, is_exact, is_weighted
+from tfbio.layers import is_exact
 from tfbio.network.graph import check_graph, inlined, nodes
 
-__all__ = ["output_layers", "stages", "with_feedback"]
-
-
-def output_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """The last weighted layers: those from which no other weighted layer is reached on the way to the output."""
-    found, stack, seen = {}, list(model.outputs), set()
-    maker = {id(tensor): node for node in nodes(model) for tensor in node.outputs}
-    while stack:
-        node = maker.get(id(stack.pop()))
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        if is_weighted(node.layer):
-            found[id(node.layer)] = node.layer
-        else:
-            stack.extend(node.inputs)
-    return list(found.values())
-
-
-def with_feedback(
-    model: keras.Model,
-    feedback: Any,
-    last_layer: Any = "symmetric",
-    allow_backpropagation: Iterable[str] = (),
-) -> keras.Model:
-    """The same model with every weighted layer's backward pass on feedback weights.
-
-    Args:
-        model: a functional or Sequential model with one output. It is not changed.
-        feedback: a `tfbio.feedback` object, name or config, for the weighted layers.
-        last_layer: the same for the layer that makes the output. `"symmetric"` sends the exact error to the layer
-            below, as the code of Xiao et al. 2018 does; `"same"` uses `feedback` there too, as Lillicrap et al. 2016.
-        allow_backpropagation: names of layers that can't be treated and shall keep their own derivative.
-
-    Returns:
-        A model whose layers are `Feedback` wrappers around the original layers (and the original layers, where they
-        have no kernels): all variables of `model` are shared; feedback variables are added, non-trainable.
-
-    Raises:
-        ValueError: a layer has weights that mix its inputs and can't be treated; a name that is not in the model.
-    """
-    check_graph(model)
-    model = inlined(model)
-    feedback = feedback_weights.get(feedback)
-    last_feedback = feedback if last_layer == "same" else feedback_weights.get(last_layer)
-    last = {id(layer) for layer in output_layers(model)}
-    allowed, names, count = set(allow_backpropagation), set(), 0
-
-    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        nonlocal count
-        names.add(layer.name)
-        if layer.name in allowed or is_exact(layer):
-            return layer
-        if not is_weighted(layer):
-            raise ValueError(
-                f"Invalid value for `model`: layer {layer.name!r} ({type(layer).__name__}) has weights that mix its "
-                f"inputs, and no feedback is known for them. Pass allow_backpropagation=({layer.name!r},) to keep its "
-                "exact derivative, or give the class a `feedback_kernels` attribute (see tfbio.layers.traits)."
-            )
-        count += 1
-        return Feedback(layer, last_feedback if id(layer) in last else feedback, index=count - 1)
-
-    result = keras.models.clone_model(model, clone_function=clone)
-    if unknown := allowed - names:
-        raise ValueError(
-            f"Invalid value for `allow_backpropagation`: expected names of layers of {model.name!r}, received "
-            f"{sorted(unknown)}; the model has {sorted(names)}."
-        )
-    return result
+__all__ = ["stages"]
 
 
 def stages(model: keras.Model, cuts: Sequence[str] | None = None) -> list[keras.Model]:

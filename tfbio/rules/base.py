@@ -13,7 +13,15 @@ import tensorflow as tf
 
 from tfbio import losses
 
-__all__ = ["Batch", "FeedbackLoop", "LearningRule", "Update", "regularization", "weighted_loss"]
+__all__ = [
+    "Batch",
+    "FeedbackLoop",
+    "LearningRule",
+    "Update",
+    "output_shape",
+    "regularization",
+    "weighted_loss",
+]
 
 # Layers that pass values on as they are, `Activation` only with a linear one.
 _LINEAR = keras.activations.linear
@@ -45,8 +53,9 @@ class Batch(NamedTuple):
     Attributes:
         x: inputs, nested tensors `(batch, …)`.
         y: labels as the loss takes them.
-        weights: `(batch,)`: the factor of each example in all sums. A trainer passes one over the number of terms of
-            the **global** batch, so that updates are summed over replicas.
+        weights: `(batch,)`: the factor of each example in all sums, `loss.factors`. A trainer passes sample weights
+            over the number of terms of the **global** batch, so that updates are summed over replicas. Of several
+            outputs, `(batch, columns)`: a factor for each output's loss (`tfbio.losses.base`).
         share: scalar: the part of the global batch that is here, the factor of what belongs to no single example, such
             as penalties on weights.
         microbatch: which part of the replica's share of the global batch this is, an integer scalar from 0. Noise is a
@@ -62,19 +71,43 @@ class Batch(NamedTuple):
     microbatches: int = 1
 
     @classmethod
-    def of(cls, x: Any, y: Any, weights: tf.Tensor | None = None) -> "Batch":
-        """A batch of examples with these weights; None for those of a mean."""
+    def of(cls, x: Any, y: Any, weights: tf.Tensor | None = None, share: Any = None) -> "Batch":
+        """A batch of examples with these weights; None for those of a mean over examples.
+
+        Args:
+            x, y, weights: as above.
+            share: None for the sum of the weights: that of a loss with one term for each example.
+        """
         if weights is None:
             count = tf.shape(tf.nest.flatten(x)[0])[0]
             weights = tf.fill([count], 1.0 / tf.cast(count, tf.float32))
         weights = tf.convert_to_tensor(weights)
-        return cls(x, y, weights, tf.reduce_sum(weights))
+        return cls(x, y, weights, tf.reduce_sum(weights) if share is None else tf.convert_to_tensor(share))
 
 
 def weighted_loss(loss: losses.Loss, batch: Batch, outputs: Any) -> tf.Tensor:
-    """$\\sum_b w_b \\ell_b$: a scalar of the loss's dtype."""
+    """$\\sum_b w_b \\ell_b$, over all outputs' losses if there are several: a scalar of the loss's dtype.
+
+    An example of weight 0 adds nothing, even where its loss is NaN.
+    """
     per_example = loss.per_example(batch.y, outputs)
-    return tf.reduce_sum(tf.cast(batch.weights, per_example.dtype) * per_example)
+    return tf.reduce_sum(tf.math.multiply_no_nan(per_example, tf.cast(batch.weights, per_example.dtype)))
+
+
+def output_shape(model: keras.Model, x: Any) -> Any:
+    """The shape of what the model returns, nested as that is, the batch axis included.
+
+    Keras's `model.output_shape` is a flat list of the shapes in a dict.
+
+    Args:
+        model: functional ones know it; others are traced.
+        x: inputs of a batch, as the model takes them.
+    """
+    outputs = losses.output_structure(model)
+    if outputs is None:
+        inputs = keras.tree.map_structure(lambda part: keras.KerasTensor((None, *part.shape[1:]), part.dtype), x)
+        outputs = model.compute_output_spec(inputs)
+    return keras.tree.map_structure(lambda output: tuple(output.shape), outputs)
 
 
 def regularization(network: keras.Model, batch: Batch, dtype: tf.DType) -> tf.Tensor:
@@ -113,6 +146,9 @@ class LearningRule:
     #: Which groups of variables ("forward", "feedback") learn together, phase by phase. Most rules have one phase.
     phases: tuple[tuple[str, ...], ...] = (("forward", "feedback"),)
 
+    #: Whether the loss has to say what the output should be (`target`). Most rules need its derivative alone.
+    needs_canonical_loss = False
+
     #: What a batch's step is preceded by. Most rules have nothing of the kind.
     feedback_loops: tuple[FeedbackLoop, ...] = ()
 
@@ -128,18 +164,26 @@ class LearningRule:
         """Binds the rule to a model, creating all its variables. Call it inside the strategy's scope.
 
         Args:
-            model: a built Keras model that ends in logits.
-            loss: a `tfbio.losses` loss, name or config.
+            model: a built Keras model; of canonical losses, one that ends in logits.
+            loss: whatever `tfbio.losses.get` takes.
 
         Raises:
-            ValueError: the rule is built already, the model isn't, or it ends in the activation that the loss contains.
+            ValueError: the rule is built already, the model isn't, it ends in the activation that the loss contains, it
+                lacks an output that the loss is for, or the rule needs another kind of loss.
         """
         if self.model is not None:
             raise ValueError(
                 f"Invalid call: this {type(self).__name__} is already built for {self.model.name!r}. Make a new one "
                 "for another model: type(rule).from_config(rule.get_config())."
             )
-        loss = losses.get(loss)
+        check_model(model)
+        loss = losses.get(loss, model)
+        if self.needs_canonical_loss and not loss.canonical:
+            raise ValueError(
+                f"Invalid value for `loss`: {type(self).__name__} needs a canonical loss, which says what the output "
+                "should be (tfbio.losses.SoftmaxCrossEntropy, SigmoidCrossEntropy or MeanSquaredError), received "
+                f"{loss.described()}."
+            )
         check_logits(model, loss)
         self.model, self.loss = model, loss
         self.step = tf.Variable(
@@ -160,9 +204,13 @@ class LearningRule:
         Args:
             x: inputs, `(batch, …)`.
             y: labels as the loss takes them.
-            weights: `(batch,)`: each example's factor in all sums; None averages over this batch.
+            weights: each example's factor in all sums, as `Batch.weights`; None averages over this batch's terms.
         """
-        return self.update(Batch.of(x, y, weights))
+        if weights is not None:
+            return self.update(Batch.of(x, y, weights))
+        ones = tf.ones(tf.shape(tf.nest.flatten(x)[0])[:1])
+        totals = self.loss.totals(y, output_shape(self.model, x), ones)
+        return self.update(Batch.of(x, y, self.loss.factors(ones, totals), 1.0))
 
     def update(self, batch: Batch) -> Update:
         """The update from one batch.
@@ -253,8 +301,8 @@ class LearningRule:
         return cls(**config)
 
 
-def check_logits(model: keras.Model, loss: losses.Loss) -> None:
-    """Refuses a model that is not built or whose last activation the loss contains already.
+def check_model(model: Any) -> None:
+    """Refuses what is no built model.
 
     Raises:
         ValueError: says what to pass instead.
@@ -266,22 +314,36 @@ def check_logits(model: keras.Model, loss: losses.Loss) -> None:
             f"Invalid value for `model`: expected a built model, received {model.name!r}, which has no variables yet. "
             "Give it a keras.Input, or call it on a batch, first."
         )
-    if not getattr(model, "outputs", None):
+
+
+def check_logits(model: keras.Model, loss: losses.Loss) -> None:
+    """Refuses a model one of whose outputs ends in the activation that its loss contains already.
+
+    Raises:
+        ValueError: says what to pass instead.
+    """
+    structure = losses.output_structure(model)
+    if structure is None:
         return  # a subclassed model shows no last layer
-    layer = _output_layer(model)
+    for own, output in loss.each(structure):
+        for tensor in keras.tree.flatten(output):
+            _check_activation(model, own, tensor)
+
+
+def _check_activation(model: keras.Model, loss: losses.Loss, tensor: Any) -> None:
+    layer = _output_layer(tensor)
     activation = getattr(layer, "activation", layer)  # a layer may have another one as its activation, or be one
     activation = getattr(activation, "__name__", type(activation).__name__).lower().removesuffix("_v2")  # tf.nn's
     if activation.replace("_", "") in {name.replace("_", "") for name in loss.contains}:  # keras.ops say LogSoftmax
         raise ValueError(
-            f"Invalid value for `model`: expected logits as output, for {type(loss).__name__} contains the output "
+            f"Invalid value for `model`: expected logits as output, because {type(loss).__name__} contains the output "
             f"activation; layer {layer.name!r} of {model.name!r} ends in {activation}. Build it without: activation="
             "None (in keras.applications: classifier_activation=None)."
         )
 
 
-def _output_layer(model: keras.Model) -> Any:
-    """The layer whose values the model returns, looking into nested models and through what only passes them on."""
-    tensor = model.outputs[0]
+def _output_layer(tensor: Any) -> Any:
+    """The layer whose values an output has, looking into nested models and through what only passes them on."""
     while True:
         history = tensor._keras_history
         layer = history.operation

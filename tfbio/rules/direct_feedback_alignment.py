@@ -202,6 +202,8 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
         initializer, scale, seed, cuts, storage: as in `DirectFeedbackAlignment`.
     """
 
+    needs_canonical_loss = True
+
     def __init__(
         self,
         initializer: Any = None,

@@ -39,6 +39,7 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> str:
 class LearnedInverses(LearningRule):
     """A rule with a learned inverse of each stage above the first. Arguments and attributes: `TargetPropagation`'s."""
 
+    needs_canonical_loss = True
     #: Whether targets go through an inverse of the last stage.
     inverts_output = True
     #: Whether $h_L$ is the logits, and the last stage learns from a target, as the others do, not from the loss.

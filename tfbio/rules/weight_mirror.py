@@ -64,7 +64,7 @@ class WeightMirror(FeedbackRule):
             (None: 0).
         interval: steps from one mirror step to the next.
         examples: examples of noise in a mirror step.
-        last_layer, allow_backpropagation: as in `FeedbackRule`.
+        last_layer, allow_backpropagation, output_layers: as in `FeedbackRule`.
 
     Raises:
         ValueError: `interval` or `examples` below 1.
@@ -78,13 +78,14 @@ class WeightMirror(FeedbackRule):
         interval: int = 1,
         examples: int = 64,
         last_layer: Any = "same",
-        allow_backpropagation: Iterable[str] = (),
+        allow_backpropagation: Iterable[Any] = (),
+        output_layers: Iterable[Any] | None = None,
     ):
         for name, value in {"interval": interval, "examples": examples}.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"Invalid value for `{name}`: expected a positive int, received {value!r}.")
         feedback = feedback_weights.Learned(initializer, scale, seed)
-        super().__init__(feedback, last_layer, allow_backpropagation)
+        super().__init__(feedback, last_layer, allow_backpropagation, output_layers)
         self.interval = interval
         self.examples = examples
 

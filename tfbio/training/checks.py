@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfbio.losses import Loss
+from tfbio.rules.base import output_shape
 
 __all__ = [
     "NonFiniteLoss",
@@ -134,8 +135,7 @@ def check_batch(model: keras.Model, loss: Loss, x: Any, y: Any) -> None:
                 f"Invalid value for the data: {model.name!r} expected inputs of shape {expected}, received a batch of "
                 f"shape {received}."
             )
-    if getattr(model, "output_shape", None) is not None:
-        loss.check_labels(y, model.output_shape)
+    loss.check_labels(y, output_shape(model, x))
 
 
 #: Errors that data can cause.

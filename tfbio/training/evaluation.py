@@ -42,10 +42,10 @@ class Evaluator:
         preprocessing: Preprocessing,
     ):
         self._metrics, self._strategy = metrics, strategy
-        self._averages = Averages(loss, model)
+        self._averages = Averages(loss, accuracy="accuracy")
 
         def record(y, outputs, sample_weight):
-            self._averages.add(y, outputs, sample_weight)
+            self._averages.update_state(y, outputs, sample_weight)
             metrics.add(y, outputs, sample_weight)
 
         def forward(x):
@@ -63,14 +63,12 @@ class Evaluator:
             ValueError: no example has any weight.
         """
         hooks.on_test_begin()
-        self._averages.reset()
+        self._averages.reset_state()
         faults = functools.partial(feed.faults, 0, 0, None)
         with self._metrics.separately(), translate_data_errors("evaluation", faults):
             hooks.on_test_batch_begin(0)
             self._loop(feed, feed.open(0, 0), 0, feed.steps_per_epoch)
-            figures = {**self._averages.result("evaluation"), **self._metrics.result()}
-        if "error" in figures:
-            figures["accuracy"] = 1.0 - figures["error"]
+            figures = {**self._averages.read("evaluation"), **self._metrics.result()}
         hooks.on_test_batch_end(feed.steps_per_epoch - 1, figures)
         hooks.on_test_end(figures)
         return figures

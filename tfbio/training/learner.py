@@ -10,8 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfbio import losses, rules
-from tfbio.training.batches import Examples, at_least_one, count_terms, make_batch, make_examples, make_totals
+from tfbio import rules
+from tfbio.losses import output_structure
+from tfbio.rules.base import output_shape
+from tfbio.training.averages import Averages
+from tfbio.training.batches import Examples, at_least_one, make_batch, make_examples, make_totals, shape_of_outputs
 from tfbio.training.metrics import ACCURACY
 from tfbio.training.preprocessing import Preprocessing
 from tfbio.training.updater import Updater
@@ -68,7 +71,7 @@ class Learner(keras.Model):
         """
         if self.rule.model is not None:
             self.rule = type(self.rule).from_config(self.rule.get_config())
-        self.rule.build(self.model, losses.get(loss))
+        self.rule.build(self.model, loss)
         if len(self.rule.phases) > 1 or self.rule.feedback_loops:
             raise ValueError(
                 "Invalid value for `rule`: expected one whose variables all learn once at every step, received a "
@@ -92,8 +95,7 @@ class Learner(keras.Model):
             "weighted_metrics": weighted_metrics,
             **kwargs,
         }
-        names = ["error"] * self.rule.loss.classifies + ["accuracy"] * accuracy + list(self.rule.logs)
-        self._trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", *names)}
+        self._averages = Averages(self.rule.loss, self.rule.logs, "accuracy" if accuracy else None)
         self.optimizer.build([*self.rule.forward_variables, *self.rule.feedback_variables])
         self._updater = Updater(self.rule, self.optimizer)
 
@@ -109,8 +111,10 @@ class Learner(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        others = [metric for metric in super().metrics if metric.name != "loss"] if self.compiled else []
-        return [*getattr(self, "_trackers", {}).values(), *others]
+        """The averages, and the metrics of `compile`."""
+        if not self.compiled:
+            return []
+        return [self._averages, *([] if self._compile_metrics is None else [self._compile_metrics])]
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         return self.model(self._preprocess(x, training=training), training=training)
@@ -121,18 +125,20 @@ class Learner(keras.Model):
         Raises:
             ValueError: labels `y` that do not fit the model. Those in a data set are looked at by the `Trainer` alone.
         """
-        if y is not None and getattr(self.model, "output_shape", None) is not None:
+        if y is not None and output_structure(self.model) is not None:
             with tf.device("CPU:0"):
-                self.rule.loss.check_labels(y if hasattr(y, "shape") else np.asarray(y), self.model.output_shape)
+                arrays = any(hasattr(part, "shape") for part in keras.tree.flatten(y))
+                self.rule.loss.check_labels(y if arrays else np.asarray(y), output_shape(self.model, None))
         return super().fit(x, y, *args, **kwargs)
 
     def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
         examples = make_examples(keras.utils.unpack_x_y_sample_weight(data))
         if self.distribute_strategy.num_replicas_in_sync > 1:
             examples = at_least_one(examples)
-        totals = make_totals(examples, self.rule.loss, self.model)
+        loss, shape = self.rule.loss, shape_of_outputs(self.model, self._preprocess, examples.x)
+        totals = make_totals(examples, loss, shape)
         examples = examples._replace(x=self._preprocess(examples.x, training=True))
-        update = self.rule.update(make_batch(examples, totals, self._updater.loss_scale))
+        update = self.rule.update(make_batch(examples, totals, loss, self._updater.loss_scale))
         self._updater.apply({"forward": update.forward, "feedback": update.feedback})
         self.rule.step.assign_add(1)
         return self._report(examples, update.outputs, update.logs)
@@ -142,19 +148,10 @@ class Learner(keras.Model):
         return self._report(examples, self(examples.x, training=False))
 
     def _report(self, examples: Examples, outputs: Any, logs: dict[str, tf.Tensor] | None = None) -> dict:
-        loss, y, weight = self.rule.loss, examples.y, examples.sample_weight
-        terms = tf.cast(count_terms(loss, y, self.model), tf.float32)
-        self._trackers["loss"].update_state(tf.math.divide_no_nan(loss.per_example(y, outputs), terms), weight * terms)
-        if loss.classifies:
-            mistakes = loss.mistakes(y, outputs)
-            self._trackers["error"].update_state(mistakes, weight)
-            if "accuracy" in self._trackers:
-                self._trackers["accuracy"].update_state(1.0 - mistakes, weight)
-        for name, value in (logs or {}).items():
-            self._trackers[name].update_state(value, tf.reduce_sum(weight))
-        predictions = loss.predict(outputs) if hasattr(loss, "predict") else outputs
-        figures = self.compute_metrics(examples.x, y, predictions, weight)
-        return {**{name: tracker.result() for name, tracker in self._trackers.items()}, **figures}
+        y, weight = examples.y, examples.sample_weight
+        self._averages.update_state(y, outputs, weight, logs)
+        predictions = self.rule.loss.predict(outputs)
+        return {**self._averages.result(), **self.compute_metrics(examples.x, y, predictions, weight)}
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, as plain data."""

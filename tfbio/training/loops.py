@@ -25,7 +25,7 @@ import tensorflow as tf
 from tfbio.rules import LearningRule
 from tfbio.rules.base import Batch, FeedbackLoop
 from tfbio.training.accumulation import sum_over_microbatches
-from tfbio.training.batches import Examples, Totals, at_least_one, make_batch, make_totals
+from tfbio.training.batches import Examples, Totals, at_least_one, make_batch, make_totals, shape_of_outputs
 from tfbio.training.preprocessing import Preprocessing
 from tfbio.training.updater import Updater
 
@@ -131,12 +131,13 @@ class TrainingLoop:
         return _graph(step, jit_compile=True) if self._jit_step else step
 
     def _train(self, phase: tuple[str, ...], compute: Callable, examples: Examples) -> tf.Tensor:
-        scale = self._updater.loss_scale
-        totals = make_totals(examples, self._rule.loss, self._rule.model)
+        scale, totals = self._updater.loss_scale, self._totals(examples)
 
         def microbatch(number: Any, examples: Examples) -> tuple:
             x = self._preprocessing(examples.x, training=True)
-            batch = make_batch(examples._replace(x=x, total=None), totals, scale, number, self._microbatches)
+            batch = make_batch(
+                examples._replace(x=x, total=None), totals, self._rule.loss, scale, number, self._microbatches
+            )
             outputs, loss, gradients, logs = compute(batch)
             self._record(examples.y, outputs, examples.sample_weight, logs)
             return tf.cast(loss, tf.float32), gradients
@@ -147,6 +148,10 @@ class TrainingLoop:
         loss, gradients = sum_over_microbatches(microbatch, self._microbatches, start, examples)
         (loss,) = self._updater.apply(gradients, loss)
         return loss / scale
+
+    def _totals(self, examples: Examples) -> Totals:
+        shape = shape_of_outputs(self._rule.model, self._preprocessing, examples.x)
+        return make_totals(examples, self._rule.loss, shape)
 
     def _compute(self, phase: tuple[str, ...], batch: Batch) -> tuple:
         """The rule's update as tensors alone: gradients of the phase's groups, in the order of the rule's variables."""
@@ -173,7 +178,8 @@ class TrainingLoop:
             compute = _graph(compute, jit_compile=True)
 
         def update(inputs: Any, sample_weight: tf.Tensor, totals: Totals, iteration: tf.Tensor) -> None:
-            batch = make_batch(Examples(None, None, sample_weight), totals, self._updater.feedback_loss_scale)
+            examples, scale = Examples(None, None, sample_weight), self._updater.feedback_loss_scale
+            batch = make_batch(examples, totals, self._rule.loss, scale)
             self._updater.apply_feedback(compute(inputs, batch, iteration), loop.variables)
 
         return _graph(update, jit_compile=True) if self._jit_step else update
@@ -185,7 +191,7 @@ class TrainingLoop:
         def observe(handle: Any, taken: tuple) -> tuple:
             examples = self._examples(reader, handle, taken)
             inputs = self._rule.feedback_loop_inputs(self._preprocessing(examples.x, training=True))
-            return inputs, examples.sample_weight, make_totals(examples, self._rule.loss, self._rule.model)
+            return inputs, examples.sample_weight, self._totals(examples)
 
         def run(handle: Any, taken: tuple) -> None:
             seen = self._strategy.run(lambda *args: observe(handle, args), taken)

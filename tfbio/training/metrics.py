@@ -129,7 +129,7 @@ class Metrics:
             self._take_back()
 
     def _predict(self, outputs: Any) -> Any:
-        return self._loss.predict(outputs) if hasattr(self._loss, "predict") else outputs
+        return self._loss.predict(outputs)
 
     def _copying(self, sources: list[tf.Variable], targets: list[tf.Variable]) -> Any:
         """A function that copies variables, each replica its own."""

@@ -50,7 +50,7 @@ class TrainingState:
     ):
         self._rule, self._optimizers, self._strategy = rule, optimizers, strategy
         self._metrics, self._preprocessing = metrics, preprocessing
-        self._averages = Averages(rule.loss, rule.model, rule.logs)
+        self._averages = Averages(rule.loss, rule.logs, metrics.accuracy)
         self._statistics = MovingStatistics(rule.model, strategy)
         self.step = rule.step
         self.position = Position()
@@ -58,23 +58,20 @@ class TrainingState:
 
     def record(self, y: Any, outputs: Any, sample_weight: tf.Tensor, logs: Mapping[str, tf.Tensor]) -> None:
         """Counts a replica's examples of a step. Called on a replica, in the graph."""
-        self._averages.add(y, outputs, sample_weight, logs)
+        self._averages.update_state(y, outputs, sample_weight, logs)
         self._metrics.add(y, outputs, sample_weight)
 
     def figures(self, phase: str | None = None) -> dict[str, float]:
         """Averages and metrics since they were reset. A host read, by all workers.
 
         Args:
-            phase: what has ended, as in `Averages.result`.
+            phase: what has ended, as in `Averages.read`.
         """
-        figures = {**self._averages.result(phase), **self._metrics.result()}
-        if self._metrics.accuracy:
-            figures[self._metrics.accuracy] = 1.0 - figures["error"]
-        return figures
+        return {**self._averages.read(phase), **self._metrics.result()}
 
     def reset_figures(self) -> None:
         """Starts the figures anew."""
-        self._averages.reset()
+        self._averages.reset_state()
         self._metrics.reset()
 
     def average_statistics(self) -> None:
@@ -94,7 +91,7 @@ class TrainingState:
         return tf.train.Checkpoint(
             step=self.step,
             position=self.position.variable,
-            averages=self._averages.sums,
+            averages=self._averages.sums.value,
             metrics=self._metrics.state,
             callbacks=self.callbacks,
             **tracked,

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfbio import losses, rules
+from tfbio import rules
 from tfbio.training.callbacks import CallbackModel, Progress
 from tfbio.training.checkpoints import Checkpoints
 from tfbio.training.checks import check_batch, check_no_collectives, check_scope, check_seeds
@@ -88,7 +88,6 @@ class Trainer:
             )
         self.model = model
         self.rule = rules.get(rule)
-        self.loss = losses.get(loss)
         self.strategy = strategy or tf.distribute.get_strategy()
         self.workers = Workers(self.strategy)
         self.preprocessing = preprocessing
@@ -102,7 +101,8 @@ class Trainer:
         if accumulation_steps > 1 and not alone:
             check_no_collectives(model, "accumulation_steps", accumulation_steps)
         with self.strategy.scope():
-            self.rule.build(model, self.loss)
+            self.rule.build(model, loss)
+            self.loss = self.rule.loss
             if accumulation_steps > 1 and self.rule.feedback_loops:
                 raise ValueError(
                     f"Invalid value for `accumulation_steps`: expected 1, received {accumulation_steps}: the rule "
