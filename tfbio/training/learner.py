@@ -16,6 +16,7 @@ from tfbio.rules.base import output_shape
 from tfbio.training.averages import Averages
 from tfbio.training.batches import Examples, at_least_one, make_batch, make_examples, make_totals, shape_of_outputs
 from tfbio.training.metrics import ACCURACY
+from tfbio.training.optimizing import scale_loss_of
 from tfbio.training.preprocessing import Preprocessing
 from tfbio.training.updater import Updater
 
@@ -87,6 +88,8 @@ class Learner(keras.Model):
                 f"{type(self.rule.loss).__name__}. Leave it out, or pass a Keras metric."
             )
         own, weighted = (group for group, _ in groups)
+        if kwargs.get("auto_scale_loss", True):
+            optimizer = scale_loss_of(self.model, keras.optimizers.get(optimizer))
         super().compile(optimizer=optimizer, loss=None, metrics=own, weighted_metrics=weighted, **kwargs)
         self._compile_arguments = {
             "optimizer": self.optimizer,

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfbio.keras_internals import inner_optimizers, managed_variables
 from tfbio.rules import LearningRule
 
-__all__ = ["finalize_averages", "make_optimizer", "make_optimizers"]
+__all__ = ["finalize_averages", "make_optimizer", "make_optimizers", "scale_loss_of"]
 
 
 def make_optimizers(
@@ -24,30 +24,33 @@ def make_optimizers(
     Raises:
         ValueError: as `make_optimizer`.
     """
-    mixed = "mixed_float16" in {layer.dtype_policy.name for layer in rule.model._flatten_layers()}
     forward, feedback = rule.forward_variables, rule.feedback_variables
     if feedback_optimizer is None and (len(rule.phases) > 1 or rule.feedback_loops):
         optimizer = keras.optimizers.get(optimizer)
         feedback_optimizer = type(optimizer).from_config(optimizer.get_config())
     if feedback_optimizer is None or not feedback:
-        return make_optimizer(optimizer, [*forward, *feedback], strategy, "optimizer", mixed), None
+        return make_optimizer(optimizer, [*forward, *feedback], rule.model, strategy, "optimizer"), None
     return (
-        make_optimizer(optimizer, forward, strategy, "optimizer", mixed),
-        make_optimizer(feedback_optimizer, feedback, strategy, "feedback_optimizer", mixed),
+        make_optimizer(optimizer, forward, rule.model, strategy, "optimizer"),
+        make_optimizer(feedback_optimizer, feedback, rule.model, strategy, "feedback_optimizer"),
     )
 
 
 def make_optimizer(
-    identifier: Any, variables: list[keras.Variable], strategy: tf.distribute.Strategy, argument: str, mixed: bool
+    identifier: Any,
+    variables: list[keras.Variable],
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    argument: str,
 ) -> keras.optimizers.Optimizer:
     """A built optimizer for `variables`. Call it in the strategy's scope.
 
     Args:
         identifier: what `keras.optimizers.get` takes. An object must be new, or built for these very variables.
         variables: what it will update.
+        model: the network.
         strategy: the strategy in whose scope this is called.
         argument: the argument's name, for errors.
-        mixed: wrap it in a `LossScaleOptimizer` for float16, unless it is one.
 
     Raises:
         ValueError: unknown, made outside the strategy's scope, or with an option that the strategy can't carry.
@@ -69,10 +72,17 @@ def make_optimizer(
                     f"{type(strategy).__name__}, received {inner.gradient_accumulation_steps}. Use the trainer's own "
                     "`accumulation_steps`."
                 )
-    if mixed and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    optimizer = scale_loss_of(model, optimizer)
     if not optimizer.built:
         optimizer.build(variables)
+    return optimizer
+
+
+def scale_loss_of(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimizer, within a `LossScaleOptimizer` if a layer computes in float16 and there is none yet."""
+    mixed = "mixed_float16" in {layer.dtype_policy.name for layer in model._flatten_layers()}
+    if mixed and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
 
 
