@@ -1,11 +1,12 @@
 """What callbacks have come to, in checkpoints: the count of epochs without improvement, the best figure so far.
 
-Keras's callbacks have no protocol for that, but keep such things in attributes. What an attribute was when training
-began is a setting, or where everybody starts; what has changed since is state. It is kept if it is plain data: numbers,
-strings, None, arrays, and lists and dicts of them.
+Keras's callbacks have no protocol for that, but keep such things in attributes. What is called like an argument of the
+constructor is a setting (some are made ready only once figures come in). Of all else, what has changed since training
+began is state. It is kept if it is plain data: numbers, strings, None, arrays, and lists and dicts of them.
 """
 
 import base64
+import inspect
 import io
 import json
 from collections import Counter
@@ -61,9 +62,11 @@ def _named(callbacks: list[keras.callbacks.Callback]) -> list[tuple[str, keras.c
 
 
 def _attributes(callback: keras.callbacks.Callback) -> dict[str, str]:
-    """The attributes that are plain data, as JSON."""
-    encoded = {}
+    """The attributes that are plain data and no settings, as JSON."""
+    settings, encoded = set(inspect.signature(type(callback).__init__).parameters), {}
     for name, value in vars(callback).items():
+        if name in settings:
+            continue
         try:
             encoded[name] = json.dumps(value, default=_plain)
         except (TypeError, ValueError):  # a model, a function, a file; a structure that holds itself

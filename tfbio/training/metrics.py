@@ -53,6 +53,11 @@ class Metrics:
             self._metrics = CompileMetrics(None, metrics, output_names=getattr(model, "output_names", None))
 
     @property
+    def keras_metrics(self) -> list[keras.metrics.Metric]:
+        """What `Model.metrics` would hold of them."""
+        return [] if self._metrics is None else [self._metrics]
+
+    @property
     def needs_building(self) -> bool:
         """Whether `build` must be called before the first batch."""
         return self._metrics is not None and not self._metrics.built

@@ -283,5 +283,5 @@ class Trainer:
         return feed
 
     def _hooks(self, callbacks: Iterable[keras.callbacks.Callback], **options) -> keras.callbacks.CallbackList:
-        model = CallbackModel(self.model, self.optimizer)
+        model = CallbackModel(self.model, self.optimizer, self._metrics.keras_metrics)
         return keras.callbacks.CallbackList(list(callbacks), model=model, **options)
