@@ -1,6 +1,7 @@
 """Run by test_updates.py in a process of its own: one update path on two virtual CPUs, for `Trainer` and `Learner`."""
 
 import sys
+from typing import Any
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import same_numbers
 import tensorflow as tf
 
 import tfbio
+from tfbio.training import Checkpoints
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
@@ -75,8 +77,95 @@ def overflow(kind: str) -> None:
         np.testing.assert_array_equal(after[0], after[1], err_msg=kind)
 
 
+def figures(strategy: tf.distribute.Strategy, folder: str | None = None, **options) -> tuple[dict, dict, np.ndarray]:
+    """Of an epoch, saved and read in its middle if there is a folder; of an evaluation; and predictions."""
+
+    def made(seed: int) -> tfbio.Trainer:
+        keras.utils.set_random_seed(seed)
+        with strategy.scope():
+            model = same_numbers.parts(strategy, "bp", "plain")[0]
+            metrics = [keras.metrics.AUC(num_thresholds=20, name="auc"), keras.metrics.R2Score(name="r2"), "mse"]
+            optimizer = keras.optimizers.SGD(0.1)
+        return tfbio.Trainer(model, "bp", optimizer, strategy=strategy, metrics=metrics, jit_compile=False, **options)
+
+    data = same_numbers.data().map(lambda x, y, w: (x, tf.one_hot(y, 4), w))
+    trainer = made(1)
+    if folder:
+        try:
+            saving, stop = (
+                Checkpoints(folder, every_steps=1),
+                keras.callbacks.LambdaCallback(on_train_batch_end=stopped),
+            )
+            trainer.fit(data, callbacks=[stop], checkpoints=saving, verbose=False)
+        except KeyboardInterrupt:
+            trainer = made(2)
+            assert trainer.restore(Checkpoints(folder)) == 1
+    history = trainer.fit(data, verbose=False).history
+    return history, trainer.evaluate(data), trainer.predict(data)
+
+
+def stopped(batch: int, logs: dict) -> None:
+    if batch == 1:
+        raise KeyboardInterrupt
+
+
+def metrics(folder: str) -> None:
+    expected = figures(ONE)
+    for found in (
+        figures(TWO),
+        figures(TWO, folder),
+        figures(TWO, accumulation_steps=2),
+        figures(ONE, accumulation_steps=3),
+    ):
+        for name in ("auc", "r2", "mse", "loss"):
+            np.testing.assert_allclose(found[0][name], expected[0][name], rtol=1e-5, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(found[1][name], expected[1][name], rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(found[2], expected[2], rtol=1e-4, atol=1e-6)
+
+
+class Largest(keras.metrics.Metric):
+    """The largest probability: no sum."""
+
+    def __init__(self, aggregation):
+        super().__init__(name="largest")
+        self.value = self.add_variable((), "zeros", name="value", aggregation=aggregation)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.value.assign(tf.maximum(tf.convert_to_tensor(self.value), tf.reduce_max(y_pred)))
+
+    def result(self):
+        return self.value
+
+
+def refused(made: Any, message: str, **options) -> None:
+    """`made()` is refused as a metric, or as whatever `options` say."""
+    try:
+        model, rule, optimizer = same_numbers.parts(TWO, "bp", "plain")
+        options = {"metrics": [made()]} if not options else options
+        trainer = tfbio.Trainer(model, rule, optimizer, strategy=TWO, **options)
+        trainer.evaluate(same_numbers.data())
+    except ValueError as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError(f"{message}: was taken")
+
+
+def refusals() -> None:
+    def in_scope(aggregation: str) -> Largest:
+        with TWO.scope():
+            return Largest(aggregation)
+
+    refused(lambda: in_scope("sum"), "'largest' (Largest) can't be exact")
+    refused(lambda: in_scope("none"), "'largest' (Largest) can't be exact")
+    refused(lambda: keras.metrics.SparseTopKCategoricalAccuracy(2), "made outside the strategy's scope")
+    refused(None, "made outside the strategy's scope", preprocessing=keras.layers.Dropout(0.5))
+
+
 if __name__ == "__main__":
-    same(sys.argv[1:])
+    if sys.argv[1] == "metrics":
+        metrics(sys.argv[2])
+        refusals()
+    same([rule for rule in sys.argv[1:] if rule in same_numbers.RULES])
     if "kp" in sys.argv:
         for kind in ("trainer", "learner"):
             overflow(kind)

@@ -83,8 +83,11 @@ class Metrics:
             self._metrics.build(y, predictions)
             for metric in self._metrics.metrics:
                 _check_weighted(metric)
+            self._check_variables()
             build_metrics(self._metrics, y, predictions, weight)
-            self._check(y, predictions, weight)
+            self._check_variables()
+            if not self._whole:
+                self._check_sums(y, predictions, weight)
             self.variables = [variable.value for variable in self._metrics.variables]
             self._aside = [
                 tf.Variable(
@@ -145,15 +148,8 @@ class Metrics:
 
         return tf.function(lambda: self._strategy.run(copy), autograph=False)
 
-    def _check(self, y: Any, predictions: Any, weight: tf.Tensor) -> None:
-        start = [np.asarray(variable) for variable in self._metrics.variables]
-
-        def states(rows: slice) -> list[tf.Tensor]:
-            part = tf.nest.map_structure(lambda tensor: tensor[rows], (y, predictions, weight))
-            return self._metrics.stateless_update_state([tf.constant(value) for value in start], *part)
-
-        whole, parts = states(slice(None)), [states(slice(3)), states(slice(3, None))]
-        place = 0
+    def _check_variables(self) -> None:
+        """Refuses variables that are not of this strategy, or no sums over its replicas."""
         for metric in self._metrics.metrics:
             for variable in metric.variables:
                 if not self._strategy.extended.variable_created_in_scope(variable.value):
@@ -161,15 +157,31 @@ class Metrics:
                         f"Invalid value for `metrics`: {metric.name!r} was made outside the strategy's scope. Make it "
                         "within `with strategy.scope():`, or pass its name."
                     )
-                total, both = np.asarray(whole[place]), np.asarray(parts[0][place]) + np.asarray(parts[1][place])
-                summed = variable.aggregation == "sum" and not np.any(start[place])
-                place += 1
-                if not self._whole and not (summed and np.allclose(total, both, rtol=1e-4, atol=1e-5)):
-                    raise ValueError(
-                        f"Invalid value for `metrics`: {metric.name!r} ({type(metric).__name__}) can't be exact under "
-                        "replicas or microbatches: its state for a batch is not the sum of its states for the batch's "
-                        "parts. Leave it out, or measure it with `Trainer.predict` after training."
-                    )
+                if not self._whole and variable.aggregation != "sum":
+                    raise _inexact(metric)
+
+    def _check_sums(self, y: Any, predictions: Any, weight: tf.Tensor) -> None:
+        """Refuses metrics whose state for a batch is not the sum of its states for the batch's parts."""
+        start = [np.asarray(variable) for variable in self._metrics.variables]
+
+        def states(rows: slice) -> list[np.ndarray]:
+            part = tf.nest.map_structure(lambda tensor: tensor[rows], (y, predictions, weight))
+            found = self._metrics.stateless_update_state([tf.constant(value) for value in start], *part)
+            return [np.asarray(state) for state in found]
+
+        whole, first, second = states(slice(None)), states(slice(3)), states(slice(3, None))
+        owners = [metric for metric in self._metrics.metrics for _ in metric.variables]
+        for metric, begin, total, *parts in zip(owners, start, whole, first, second, strict=True):
+            if np.any(begin) or not np.allclose(total, sum(parts), rtol=1e-4, atol=1e-5):
+                raise _inexact(metric)
+
+
+def _inexact(metric: keras.metrics.Metric) -> ValueError:
+    return ValueError(
+        f"Invalid value for `metrics`: {metric.name!r} ({type(metric).__name__}) can't be exact under replicas or "
+        "microbatches: its state for a batch is not the sum of its states for the batch's parts. Leave it out, or "
+        "measure it on the outputs of `Trainer.predict`."
+    )
 
 
 def _check_weighted(metric: keras.metrics.Metric) -> None:
