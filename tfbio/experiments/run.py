@@ -23,7 +23,7 @@ from tfbio import export as exporting
 from tfbio.analysis.alignment import Alignment
 from tfbio.experiments.assembly import Assembly, Run
 from tfbio.experiments.workdir import WorkdirError, claim, read_json
-from tfbio.files import read_lines, write_json
+from tfbio.files import check_no_pattern, read_lines, write_json
 from tfbio.training import BestWeights, Checkpoints, JsonLines, Replayed, TensorBoardScalars
 from tfbio.training.feeds import first_batch
 
@@ -56,6 +56,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
         NonFiniteLoss, ValueError, OSError: as `Trainer.fit` and `tfbio.data.load`.
     """
     started = time.monotonic()
+    check_no_pattern("workdir", workdir)
     folder = Path(workdir)
     parts = Assembly(run)
     trainer = parts.trainer
@@ -165,6 +166,7 @@ def export(workdir: str, run: Run, preprocessing: bool = False, best: bool = Fal
 
 
 def _restored(workdir: str, run: Run, best: bool = False) -> Assembly:
+    check_no_pattern("workdir", workdir)
     folder = Path(workdir)
     if not (folder / "run.json").exists():
         raise WorkdirError(f"{folder} is no run directory: it has no run.json. Train there first: tfbio train.")

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from etils.epath import Path
 
 from tfbio.experiments.processes import Failure, Task, run_all
-from tfbio.files import write_json
+from tfbio.files import check_no_pattern, write_json
 
 __all__ = ["StudyFailure", "study"]
 
@@ -107,6 +107,7 @@ def study(
 
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ValueError(f"Invalid value for `workers`: expected a whole number of at least 1, received {workers!r}.")
+    check_no_pattern("workdir", workdir)
     workdir = Path(workdir)
     cells = _cells(axes, base, seeds, params)
     _write_study(workdir, cells)
