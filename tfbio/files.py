@@ -32,8 +32,8 @@ def check_no_pattern(argument: str, path: str | os.PathLike) -> None:
     whole = os.fspath(path) if is_remote(path) else os.path.abspath(path)
     if set(whole) & (set(_PATTERN) - {os.sep}):
         raise ValueError(
-            f"Invalid value for `{argument}`: expected a path without {' '.join(_PATTERN)}, which TensorFlow reads as a "
-            f"pattern of names, received {whole!r}. Choose another folder, or rename this one."
+            f"Invalid value for `{argument}`: expected a path without {' '.join(_PATTERN)}, which TensorFlow reads as "
+            f"a pattern of names, received {whole!r}. Choose another folder, or rename this one."
         )
 
 
