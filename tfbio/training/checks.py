@@ -115,9 +115,12 @@ def check_batch(model: keras.Model, loss: Loss, x: Any, y: Any, prepare: Callabl
         loss.check_labels(y, model.output_shape)
 
 
-#: Errors that data can cause.
+#: Errors that data, and the file systems where they are, can cause.
 _DATA_ERRORS = (
     tf.errors.InvalidArgumentError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.UnknownError,
     tf.errors.OutOfRangeError,
     tf.errors.DataLossError,
     tf.errors.NotFoundError,
@@ -147,6 +150,6 @@ def explained(phase: str, faults: Callable[[], list[str]]) -> Iterator[None]:
         if not places:
             raise
         raise ValueError(
-            f"Invalid value for the data: expected pictures that can be decoded, received {places[0]}. Replace it, or "
+            f"Invalid value for the data: expected pictures that can be read and decoded, received {places[0]}. Replace it, or "
             "leave such pictures out with `corrupt='skip'` of tfbio.data.load."
         ) from error
