@@ -150,6 +150,6 @@ def explained(phase: str, faults: Callable[[], list[str]]) -> Iterator[None]:
         if not places:
             raise
         raise ValueError(
-            f"Invalid value for the data: expected pictures that can be read and decoded, received {places[0]}. Replace it, or "
-            "leave such pictures out with `corrupt='skip'` of tfbio.data.load."
+            "Invalid value for the data: expected pictures that can be read and decoded, received "
+            f"{places[0]}. Replace it, or leave such pictures out with `corrupt='skip'` of tfbio.data.load."
         ) from error
