@@ -8,7 +8,9 @@ Files are found by path, or by their name in the `gin/` folder that is installed
 """
 
 import difflib
+import io
 import logging
+import re
 import tokenize
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,18 +62,27 @@ def _register() -> None:
 
 _register()
 
-# gin also looks for files as resources of Python packages, and takes any folder named like the first part of a path for
-# one: beside an ordinary `runs/` folder it would fail on `runs/base.gin`. Paths and the installed tree are all we want.
-gin.config._FILE_READERS[:] = [
-    reader for reader in gin.config._FILE_READERS if reader[1] is not gin.resource_reader.system_path_file_exists
-]
-
 
 def _is_file(path: str) -> bool:
     return tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
 
 
-gin.config.register_file_reader(tf.io.gfile.GFile, _is_file)  # files in buckets
+def _opened(path: str) -> io.StringIO:
+    """A gin file of a folder or a bucket; some editors put a byte-order mark before its text."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        content = file.read()
+    try:
+        text = io.StringIO(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"Invalid value for `gin_file`: {path} is no text in UTF-8. Save it as such.") from error
+    text.name = path  # for gin's messages
+    return text
+
+
+# gin's own reader takes a byte-order mark for a name. It also looks for files as resources of Python packages, and
+# takes any folder named like the first part of a path for one: beside an ordinary `runs/` folder it would fail on
+# `runs/base.gin`. Paths and the installed tree are all we want.
+gin.config._FILE_READERS[:] = [(_opened, _is_file)]
 
 
 def gin_folders() -> list[Path]:
@@ -125,6 +136,11 @@ def _check_exists(file: str) -> None:
 
 def _sentence(error: Exception) -> str:
     """gin's message on one line."""
+    if macro := re.match(
+        r"No bindings specified for '(.+)/gin\.macro'", str(error)
+    ):  # all of the configuration follows
+        name = macro[1]
+        return f"The macro %{name} has no value: set it, {name} = …, in a gin file or by --gin_param."
     return " ".join(str(error).split())
 
 
