@@ -144,6 +144,16 @@ def test_palettes_of_bmp_files_are_no_grey_values(tmp_path):
     assert sorted(skipped) == sorted(files)[2:]
 
 
+def test_how_a_camera_was_held_changes_nothing(tmp_path):
+    """As docs/data.md says."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    halves = Image.fromarray(np.repeat(np.uint8([[0], [250]]), 10, 0).repeat(20, 1))
+    name = put(tmp_path, {"train/cat/a.jpg": encoded(halves, exif=exif), "train/cat/b.jpg": encoded(halves)})
+    x, _, _ = next(iter(load(name, batch_size=2, size=20, shuffle=False, resizing="stretch")[0]))
+    np.testing.assert_array_equal(x[0], x[1])
+
+
 def test_names_that_are_not_utf_8_and_folders_that_can_not_be_read_are_named(tmp_path, monkeypatch):
     name = put(tmp_path / "b", {"train/cat/a.jpg": picture(10)})
     folder = os.fsencode(tmp_path / "b" / "train" / "cat")
