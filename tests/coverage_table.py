@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras  # TensorFlow reads the log level when it is imported
 
 import tfbio
-from tfbio.layers.traits import _KERNELS
+from tfbio.layers.traits import registered
 
 TESTS = Path(__file__).parent
 ABSTRACT_RULES = (tfbio.rules.LearningRule, tfbio.rules.FeedbackRule)
@@ -150,7 +150,8 @@ def rules() -> list[type]:
 def layers() -> list[type]:
     """Keras's weighted layers and the package's own."""
     own = [layer for layer in public(tfbio.layers, keras.layers.Layer) if layer is not tfbio.layers.Feedback]
-    return [*sorted(_KERNELS, key=lambda cls: cls.__name__), *own]
+    known = {cls for cls, traits in registered().items() if traits.kernels and cls not in own}
+    return [*sorted(known, key=lambda cls: cls.__name__), *own]
 
 
 def rule_of(value: Any) -> type | None:

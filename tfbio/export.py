@@ -15,7 +15,7 @@ from etils.epath import Path
 
 from tfbio.files import check_no_pattern
 from tfbio.layers import plain
-from tfbio.losses import Loss, MeanSquaredError, SigmoidCrossEntropy, SoftmaxCrossEntropy
+from tfbio.losses import KerasLoss, Loss, MeanSquaredError, SigmoidCrossEntropy, SoftmaxCrossEntropy
 
 __all__ = ["export", "with_preprocessing"]
 
@@ -35,6 +35,7 @@ def with_preprocessing(model: keras.Model, preprocessing: Any, loss: Loss) -> ke
         ValueError: the loss is of another kind, so that no stock layer for its activation is known.
     """
     activations = {SoftmaxCrossEntropy: "softmax", SigmoidCrossEntropy: "sigmoid", MeanSquaredError: "linear"}
+    activations[KerasLoss] = "linear"  # it takes the outputs as they are
     if type(loss) not in activations:
         raise ValueError(
             f"Invalid value for `loss`: expected one of {', '.join(c.__name__ for c in activations)}, received "

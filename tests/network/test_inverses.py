@@ -70,7 +70,7 @@ def test_a_locally_connected_layer_of_one_position_is_mirrored_as_the_dense_laye
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(np.reshape(value, variable.shape))
         update = rule.compute(x, y)
-        gradients.append([np.squeeze(gradient) for gradient, _ in (*update.forward, *update.feedback)])
+        gradients.append([np.squeeze(gradient) for gradient in (*update.forward, *update.feedback)])
         inverses_[0] = inverses_[0].T  # a transposed layer's kernel has the mirrored layer's shape
     gradients[1][6] = gradients[1][6].T
     for a, b in zip(*gradients, strict=True):

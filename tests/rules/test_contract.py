@@ -71,13 +71,13 @@ def built(make, model, loss="softmax_cross_entropy"):
 
 
 def gradients(rule, x, y, weights=None):
-    return [np.asarray(gradient) for gradient, _ in rule.compute(x, y, weights).forward]
+    return [np.asarray(gradient) for gradient in rule.compute(x, y, weights).forward]
 
 
 def everything(rule, x, y, weights=None):
     """Feedback's updates too."""
     update = rule.compute(x, y, weights)
-    return [tf.convert_to_tensor(gradient) for gradient, _ in (*update.forward, *update.feedback)]
+    return [tf.convert_to_tensor(gradient) for gradient in (*update.forward, *update.feedback)]
 
 
 def assert_close(actual, expected, rtol=1e-10):
@@ -90,19 +90,17 @@ def test_an_update_has_one_gradient_a_variable(make, float64):
     model = network("l2")
     rule = built(make, model)
     update = rule.compute(X, Y)
-    assert [id(v) for _, v in update.forward] == [id(v) for v in model.trainable_variables]
     assert [id(v) for v in rule.forward_variables] == [id(v) for v in model.trainable_variables]
-    for gradient, variable in update.forward:
+    for gradient, variable in zip(update.forward, rule.forward_variables, strict=True):
         assert tf.is_tensor(gradient) and gradient.shape == variable.shape and gradient.dtype == variable.dtype
         assert np.abs(gradient).max() > 0
     np.testing.assert_allclose(update.outputs, model(X), rtol=1e-12)
     penalty = sum(float(loss) for loss in model.losses)
     error = np.mean(tfbio.losses.SoftmaxCrossEntropy().per_example(Y, update.outputs))
     np.testing.assert_allclose(update.loss, error + penalty, rtol=1e-6)
-    assert [id(v) for _, v in update.feedback] == [id(v) for v in rule.feedback_variables]
     assert [id(v) for v in rule.variables if v.trainable] == [id(v) for v in rule.feedback_variables]
     assert bool(rule.feedback_variables) == (type(rule).__name__ in LEARNED)
-    for gradient, variable in update.feedback:
+    for gradient, variable in zip(update.feedback, rule.feedback_variables, strict=True):
         assert tf.is_tensor(gradient) and gradient.shape == variable.shape and gradient.dtype == variable.dtype
         assert np.abs(gradient).max() > 0
     assert not {id(v) for v in rule.variables} & {id(v) for v in model.variables}
@@ -195,7 +193,7 @@ def test_the_penalty_of_a_layer_used_twice_counts_once(make, float64):
     rule = built(make, model, "mean_squared_error")
     update = rule.compute(np.zeros((2, 4)), np.zeros((2, 3)))  # nothing but the penalty is left
     np.testing.assert_allclose(update.loss, 4 * 0.01, rtol=1e-6)
-    np.testing.assert_allclose(update.forward[0][0], 2 * 0.01 * np.eye(4), rtol=1e-6)
+    np.testing.assert_allclose(update.forward[0], 2 * 0.01 * np.eye(4), rtol=1e-6)
 
 
 @ALL
@@ -206,7 +204,7 @@ def test_the_penalty_on_activations_counts(make, float64):
         model = keras.Sequential([keras.Input((72,)), *layers])
         update = built(make, model).compute(X.reshape(6, -1), Y)
         hidden = np.asarray(model.layers[0](X.reshape(6, -1)))
-        return float(update.loss), np.asarray(update.forward[0][0]), hidden
+        return float(update.loss), np.asarray(update.forward[0]), hidden
 
     plain, penalised = loss_and_gradient(None), loss_and_gradient(keras.regularizers.L2(0.5))
     hidden = plain[2]
@@ -245,8 +243,10 @@ def test_frozen_layers_still_carry_the_signal(make, float64):
     expected = gradients(rule, X, Y)
     model.layers[2].trainable = False  # the hidden dense layer
     update = rule.compute(X, Y)
-    assert [id(v) for _, v in update.forward] == [id(v) for v in [*model.layers[0].weights, *model.layers[3].weights]]
-    assert_close([gradient for gradient, _ in update.forward], expected[:2] + expected[4:])
+    assert [id(v) for v in rule.forward_variables] == [
+        id(v) for v in [*model.layers[0].weights, *model.layers[3].weights]
+    ]
+    assert_close([gradient for gradient in update.forward], expected[:2] + expected[4:])
 
 
 @ALL
@@ -276,8 +276,11 @@ def test_mixed_precision_is_near_float32(make, policy):
     update = rule.compute(X.astype("float32"), Y)
     assert update.loss.dtype == tf.float32 and update.outputs.dtype == model.compute_dtype
     epsilon = 2.0**-8 if policy == "mixed_bfloat16" else 2.0**-11
-    for (gradient, variable), other in zip(
-        [*update.forward, *update.feedback], everything(reference, X.astype("float32"), Y), strict=True
+    for gradient, variable, other in zip(
+        [*update.forward, *update.feedback],
+        [*rule.forward_variables, *rule.feedback_variables],
+        everything(reference, X.astype("float32"), Y),
+        strict=True,
     ):
         assert gradient.dtype == variable.dtype == "float32"
         assert np.linalg.norm(gradient - other) < 10 * epsilon * np.linalg.norm(other)

@@ -109,9 +109,10 @@ def test_targets_and_gradients_are_numpy_s_for_ten_steps(net, loss, float64, mon
         update = rule.compute(x, y, weights)
         drawn = {number: each.reshape(6, -1) for number, each in noise.items()}
         forward, feedback = numpy.gradients(flat, target, weights, drawn, predict)
-        assert_close([gradient for gradient, _ in update.forward], forward)
-        assert_close([gradient for gradient, _ in update.feedback], feedback)
-        for gradient, variable in [*update.forward, *update.feedback]:
+        assert_close([gradient for gradient in update.forward], forward)
+        assert_close([gradient for gradient in update.feedback], feedback)
+        variables = [*rule.forward_variables, *rule.feedback_variables]
+        for gradient, variable in zip([*update.forward, *update.feedback], variables, strict=True):
             variable.assign_sub(0.1 * gradient)
         numpy.read()
 
@@ -124,8 +125,8 @@ def test_with_transposed_products_of_weights_a_linear_net_is_backpropagation(flo
     for number in range(1, 4):
         kernel(rule, number).assign(np.linalg.multi_dot([*kernels[number:], np.eye(3)]).T)
     x, y, weights = RANDOM.normal(size=(6, 4)), RANDOM.integers(0, 3, 6), RANDOM.uniform(0.1, 1, 6)
-    theirs = [2 * 0.05 * np.asarray(gradient) for gradient, _ in exact.compute(x, y, weights).forward]
-    assert_close([gradient for gradient, _ in rule.compute(x, y, weights).forward], theirs)
+    theirs = [2 * 0.05 * np.asarray(gradient) for gradient in exact.compute(x, y, weights).forward]
+    assert_close([gradient for gradient in rule.compute(x, y, weights).forward], theirs)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.6])
@@ -145,7 +146,7 @@ def test_the_best_feedback_is_the_damped_pseudo_inverse(decay, float64, monkeypa
     for factor, wrong in ((1.0, False), (1.01, True)):
         for number, value in best.items():
             kernel(rule, number).assign(factor * value)
-        for gradient, _ in rule.compute(x, y).feedback:
+        for gradient in rule.compute(x, y).feedback:
             assert (np.abs(gradient).max() > 1e-3) == wrong
             assert wrong or np.abs(gradient).max() < 1e-6  # a weight of 1/12 is rounded to float32
 
@@ -157,9 +158,9 @@ def test_each_feedback_moves_its_own_stage_only(float64):
     before = rule.compute(x, y)
     kernel(rule, 2).assign_add(np.ones((3, 5)))  # teaches stage 1, counted from 0
     after = rule.compute(x, y)
-    changed = [not np.array_equal(a, b) for (a, _), (b, _) in zip(before.forward, after.forward, strict=True)]
+    changed = [not np.array_equal(a, b) for a, b in zip(before.forward, after.forward, strict=True)]
     assert changed == [False, False, True, True, False, False, False, False]
-    changed = [not np.array_equal(a, b) for (a, _), (b, _) in zip(before.feedback, after.feedback, strict=True)]
+    changed = [not np.array_equal(a, b) for a, b in zip(before.feedback, after.feedback, strict=True)]
     assert changed == [False, True, False]
 
 
@@ -170,8 +171,8 @@ def test_a_step_does_not_change_what_feedback_learns(float64):
         mine.assign(theirs)
     x, y = RANDOM.normal(size=(6, 4)), RANDOM.integers(0, 3, 6)
     one, other = small.compute(x, y), large.compute(x, y)
-    assert_close([4 * gradient for gradient, _ in one.forward], [gradient for gradient, _ in other.forward])
-    assert_close([gradient for gradient, _ in one.feedback], [gradient for gradient, _ in other.feedback])
+    assert_close([4 * gradient for gradient in one.forward], [gradient for gradient in other.forward])
+    assert_close([gradient for gradient in one.feedback], [gradient for gradient in other.feedback])
 
 
 def test_feedback_of_your_own(float64):
@@ -193,7 +194,7 @@ def test_feedback_does_not_learn_from_the_difference_of_two_draws_of_dropout(kin
         layers = [L.Dense(7, "tanh"), L.Dropout(0.5, seed=1), L.Dense(5, "tanh"), L.Dropout(0.5, seed=2), L.Dense(3)]
         rule = rules.get({"class_name": kind, "config": {"noise": noise, "seed": 3}})
         rule.build(keras.Sequential([keras.Input((4,)), *layers]), "softmax_cross_entropy")
-        return [gradient for gradient, _ in rule.compute(x, y).feedback]
+        return [gradient for gradient in rule.compute(x, y).feedback]
 
     x, y = RANDOM.normal(size=(6, 4)), RANDOM.integers(0, 3, 6)
     scale = 1 if kind == "ddtp" else 100  # the loss of ldrl is of the second order in the noise

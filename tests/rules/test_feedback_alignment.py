@@ -24,7 +24,7 @@ def compute(rule, x, y, weights=None):
     update = rule.compute(x, y, weights)
     for variable, value in zip(rule.model.variables, state, strict=True):
         variable.assign(value)
-    return [np.asarray(gradient) for gradient, _ in update.forward]
+    return [np.asarray(gradient) for gradient in update.forward]
 
 
 def assert_close(actual, expected, rtol=1e-10):

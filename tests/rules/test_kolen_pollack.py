@@ -101,7 +101,7 @@ def test_with_equal_weights_it_is_backpropagation_and_stays_so(float64):
     for layer in rule.feedback_layers:
         for w, b in layer.pairs:
             b.assign(w)
-    for (a, _), (b, _) in zip(rule.compute(x, y).forward, exact.compute(x, y).forward, strict=True):
+    for a, b in zip(rule.compute(x, y).forward, exact.compute(x, y).forward, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
     learner = tfbio.Learner(network(), "kp")
     learner.compile("adam", jit_compile=False)

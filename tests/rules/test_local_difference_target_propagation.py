@@ -7,6 +7,7 @@ from keras import layers as L
 
 import tfbio
 from tfbio import rules
+from tfbio.rules.base import Batch
 
 RANDOM = np.random.default_rng(0)
 
@@ -33,37 +34,39 @@ def test_inverses_of_a_linear_net_learn_the_transposed_weights(float64, monkeypa
     for _ in range(2):
         for number, kernel in kernels.items():
             gaps[number - 1].append(kernel.numpy() - model.layers[number].kernel.numpy().T)
-        for gradient, variable in rule.compute(x, y, weights).feedback:
+        gradients = rule.compute(x, y, weights).feedback
+        for gradient, variable in zip(gradients, rule.feedback_variables, strict=True):
             variable.assign_sub(0.5 * gradient)
     for first, second in gaps:  # the loss is σ² ‖V − Wᵀ‖², whose gradient is 2 σ² (V − Wᵀ)
         np.testing.assert_allclose(second, (1 - 0.7**2) * first, rtol=1e-9, atol=1e-12)
 
 
-def test_rehearsals_turn_the_update_to_backpropagation():
+def test_feedback_iterations_turn_the_update_to_backpropagation():
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((8,)), L.Dense(16, "tanh"), L.Dense(16, "tanh"), L.Dense(3)])
     rule, exact = build(model, noise=0.1, target_step=0.1), rules.Backpropagation()
     exact.build(model, "softmax_cross_entropy")
     x, y = RANDOM.normal(size=(64, 8)).astype("float32"), RANDOM.integers(0, 3, 64)
-    weights, inputs = tf.fill([64], 1 / 64), rule.rehearsal_inputs(x)
+    inputs = rule.feedback_loop_inputs(x)
 
     def cosine():
-        ours, theirs = (np.ravel(each.compute(x, y, weights).forward[0][0]) for each in (rule, exact))
+        ours, theirs = (np.ravel(each.compute(x, y).forward[0]) for each in (rule, exact))
         return ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
 
     before = cosine()
-    for rehearsal in rule.rehearsals:
+    for loop in rule.feedback_loops:
         optimizer = keras.optimizers.Adam(0.01)
-        update = tf.function(rehearsal.gradients)
+        update = tf.function(loop.gradients)
         for iteration in tf.range(300):
-            optimizer.apply(update(inputs, weights, iteration), rehearsal.variables)
+            optimizer.apply(update(inputs, Batch.of(x, y), iteration), loop.variables)
     assert before < 0.5 and cosine() > 0.9  # not 1: one inverse serves the Jacobians of all examples
 
 
 def test_noise_of_each_iteration_is_its_own():
     rule = build(linear(4, 300, 3))
     like = tf.zeros((50, 300))
-    draws = [rule._draw(*key).numpy().ravel() for key in ((1, like), (1, like, 1), (1, like, 2), (3, like))]
+    batch = Batch.of(like, like)
+    draws = [rule._draw(n, like, batch, iteration).numpy().ravel() for n, iteration in ((1, 0), (1, 1), (1, 2), (3, 0))]
     assert np.abs(np.corrcoef(draws) - np.eye(4)).max() < 0.05
 
 
@@ -74,4 +77,4 @@ def test_the_output_of_the_lenet_has_inverses_down_to_the_first_pooling():
         inverse={"pooling": "strided", "kernel_size": 6},
     )
     assert [g and g.output_shape[1:] for g in rule.inverses] == [None, (14, 14, 32), (3136,), (512,)]
-    assert [rehearsal.count for rehearsal in rule.rehearsals] == [19, 29, 34]
+    assert [loop.count for loop in rule.feedback_loops] == [19, 29, 34]

@@ -28,7 +28,7 @@ def batch():
 
 
 def gradients(rule):
-    return [np.asarray(gradient) for gradient, _ in rule.compute(*batch()).forward]
+    return [np.asarray(gradient) for gradient in rule.compute(*batch()).forward]
 
 
 def feedback_of(rule):

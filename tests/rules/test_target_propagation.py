@@ -16,6 +16,7 @@ from tfbio.analysis import report
 from tfbio.analysis.alignment import alignment
 from tfbio.experiments import config
 from tfbio.layers import LocallyConnected2D
+from tfbio.rules.base import Batch
 
 spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("numpy_target_propagation.py"))
 reference = importlib.util.module_from_spec(spec)
@@ -117,9 +118,10 @@ def test_targets_and_gradients_are_numpy_s_for_twenty_steps(kind, net, options, 
             assert_close(pair, expected)
         update = rule.compute(x, y, weights)
         forward, feedback = numpy.gradients(flat(x), onehot, weights, {n: flat(e) for n, e in noise.items()})
-        assert_close([gradient for gradient, _ in update.forward], forward)
-        assert_close([gradient for gradient, _ in update.feedback], feedback)
-        for gradient, variable in [*update.forward, *update.feedback]:
+        assert_close([gradient for gradient in update.forward], forward)
+        assert_close([gradient for gradient in update.feedback], feedback)
+        variables = [*rule.forward_variables, *rule.feedback_variables]
+        for gradient, variable in zip([*update.forward, *update.feedback], variables, strict=True):
             variable.assign_sub(0.1 * gradient)
         for number, layer in enumerate([*numpy.layers, *filter(None, numpy.inverses)]):
             gradients = (forward + feedback)[2 * number : 2 * number + 2]
@@ -175,8 +177,8 @@ def test_regression_is_numpy_s(float64, monkeypatch):
         monkeypatch.setattr(rule, "_draw", lambda number, like, *_, noise=noise: noise[number])
         update = rule.compute(x, x, np.full(5, 0.2))
         forward, feedback = numpy.gradients(x, x, np.full(5, 0.2), noise)
-        assert_close([g for g, _ in update.forward], forward)
-        assert_close([g for g, _ in update.feedback], feedback)
+        assert_close([g for g in update.forward], forward)
+        assert_close([g for g in update.feedback], feedback)
 
 
 def test_without_auxiliary_units_it_is_sdtp(float64):
@@ -188,7 +190,7 @@ def test_without_auxiliary_units_it_is_sdtp(float64):
     x, y = batch(model)
     one, other = ao.compute(x, y), sdtp.compute(x, y)
     for group in ("forward", "feedback"):
-        for (a, _), (b, _) in zip(getattr(one, group), getattr(other, group), strict=True):
+        for a, b in zip(getattr(one, group), getattr(other, group), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -233,8 +235,8 @@ def test_with_the_transposed_jacobian_it_is_backpropagation(kind, float64):
     weights = RANDOM.uniform(0.1, 1, len(x))
     for each, (h, _) in zip(maps, rule.targets(x, y)[1:], strict=False):
         each.h = h
-    ours = [np.asarray(gradient) for gradient, _ in rule.compute(x, y, weights).forward]
-    theirs = [np.asarray(gradient) for gradient, _ in exact.compute(x, y, weights).forward]
+    ours = [np.asarray(gradient) for gradient in rule.compute(x, y, weights).forward]
+    theirs = [np.asarray(gradient) for gradient in exact.compute(x, y, weights).forward]
     if kind == "dtp":
         assert_close(ours, [2 * step * g for g in theirs[:-2]] + theirs[-2:])
     else:
@@ -295,11 +297,11 @@ def test_a_reached_target_teaches_hidden_stages_nothing(kind, float64):
     y = np.asarray(model(x))
     for h, t in rule.targets(x, y):
         np.testing.assert_allclose(h, t, rtol=0, atol=1e-14)
-    for gradient, _ in rule.compute(x, y).forward:
+    for gradient in rule.compute(x, y).forward:
         np.testing.assert_allclose(gradient, 0.0, atol=1e-14)
-    assert max(np.abs(gradient).max() for gradient, _ in rule.compute(x, y).feedback) > 1e-3
+    assert max(np.abs(gradient).max() for gradient in rule.compute(x, y).feedback) > 1e-3
     plain = build("tp", model, "mean_squared_error").compute(x, y)
-    assert max(np.abs(gradient).max() for gradient, _ in plain.forward) > 1e-3  # TP needs exact inverses for it
+    assert max(np.abs(gradient).max() for gradient in plain.forward) > 1e-3  # TP needs exact inverses for it
 
 
 @pytest.mark.parametrize("reconstruction", ["preserve", "denoise"])
@@ -320,7 +322,8 @@ def test_the_best_linear_inverse(reconstruction, float64, monkeypatch):
     y = np.zeros((12, 3))
 
     def gradient():
-        return next(np.asarray(g) for g, v in rule.compute(x, y).feedback if v is rule.inverses[1].variables[0])
+        pairs = zip(rule.compute(x, y).feedback, rule.feedback_variables, strict=True)
+        return next(np.asarray(g) for g, v in pairs if v is rule.inverses[1].variables[0])
 
     np.testing.assert_allclose(gradient(), 0.0, atol=1e-6)  # a weight of 1/12 is rounded to float32
     rule.inverses[1].set_weights([1.01 * expected, np.zeros(6)])
@@ -341,14 +344,14 @@ def test_each_loss_moves_its_own_stage_only(float64):
             variable.assign(variable + 0.5)
         after = rule.compute(x, y)
         mine = {id(variable) for variable in top.variables}
-        for (a, variable), (b, _) in zip(before.feedback, after.feedback, strict=True):
+        for a, b, variable in zip(before.feedback, after.feedback, rule.feedback_variables, strict=True):
             assert np.array_equal(a, b) == (id(variable) not in mine), variable.path
         # … nor do activations, and the last stage's gradient, on any inverse.
         for a, (b, _) in zip(activations, rule.targets(x, y), strict=True):
             np.testing.assert_array_equal(a, b)
-        for (a, _), (b, _) in zip(before.forward[-2:], after.forward[-2:], strict=True):
+        for a, b in zip(before.forward[-2:], after.forward[-2:], strict=True):
             np.testing.assert_array_equal(a, b)
-        assert not np.array_equal(before.forward[0][0], after.forward[0][0])
+        assert not np.array_equal(before.forward[0], after.forward[0])
 
 
 def test_one_snapshot(float64):
@@ -383,11 +386,12 @@ def test_noise_is_standard_normal_and_a_function_of_seed_stage_and_step(float64)
     model = dense(400, 300, 300, 300, 3)
     rule, same, other = build("sdtp", model, seed=1), build("sdtp", model, seed=1), build("sdtp", model, seed=2)
     like = tf.zeros((50, 300), "float64")
-    draw = rule._draw(1, like).numpy()
+    batch = Batch.of(like, like)
+    draw = rule._draw(1, like, batch).numpy()
     assert abs(draw.mean()) < 0.05 and abs(draw.std() - 1) < 0.05 and np.abs(np.corrcoef(draw[:2])[0, 1]) < 0.3
-    np.testing.assert_array_equal(draw, same._draw(1, like))
+    np.testing.assert_array_equal(draw, same._draw(1, like, batch))
     rule.step.assign_add(1)
-    for another in (rule._draw(1, like), same._draw(2, like), other._draw(1, like)):
+    for another in (rule._draw(1, like, batch), same._draw(2, like, batch), other._draw(1, like, batch)):
         assert abs(np.corrcoef(draw.ravel(), another.numpy().ravel())[0, 1]) < 0.05
 
 
@@ -416,7 +420,7 @@ def test_batch_reduction_counts_examples_that_count(float64):
     weights = np.array([0.2] * 5 + [0.0] * 3)
     for factor in (1.0, 1024.0):  # a loss scale is not a count
         ours, theirs = (
-            [np.asarray(g) for g, _ in rule.compute(x, y, factor * weights).forward] for rule in (whole, example)
+            [np.asarray(g) for g in rule.compute(x, y, factor * weights).forward] for rule in (whole, example)
         )
         np.testing.assert_allclose(5 * ours[2], theirs[2], rtol=1e-9)
         np.testing.assert_allclose(ours[4], theirs[4], rtol=1e-12)

@@ -31,10 +31,11 @@ def step(model: keras.Model, rule: str, x: np.ndarray, y: np.ndarray, **options)
     exact = tfbio.rules.Backpropagation()
     exact.build(model, "softmax_cross_entropy")
     before = [variable.numpy() for variable in model.variables]
-    gradients = [(np.asarray(gradient), variable) for gradient, variable in rule.compute(x, y).forward]
+    gradients = [(np.asarray(g), v) for g, v in zip(rule.compute(x, y).forward, model.trainable_variables, strict=True)]
     for variable, value in zip(model.variables, before, strict=True):
         variable.assign(value)  # dropout's state: the same units again
-    last = {variable.path: np.asarray(gradient) for gradient, variable in exact.compute(x, y).forward}
+    exact_gradients = zip(exact.compute(x, y).forward, model.trainable_variables, strict=True)
+    last = {variable.path: np.asarray(gradient) for gradient, variable in exact_gradients}
     if not all(np.isfinite(gradient).all() for gradient, _ in gradients):
         return "not finite"
     kernels = [(gradient, variable) for gradient, variable in gradients if "kernel" in variable.name]

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfbio
 from tfbio import rules
+from tfbio.rules.base import Batch
 from tfbio.training import Checkpoints
 
 RULES = {
@@ -91,9 +92,9 @@ def test_noise_differs_between_parts():
     rule.step = tf.Variable(0, dtype=tf.int64)
     draws = []
     for part in range(2):
-        with rule.computing(part, 2):
-            draws.append(rule._draw(1, tf.zeros((4, 3))).numpy())
-    assert np.abs(draws[0] - draws[1]).min() > 0 and rule.part == 0 and rule.parts == 1
+        batch = Batch.of(tf.zeros((4, 3)), None)._replace(microbatch=part, microbatches=2)
+        draws.append(rule._draw(1, tf.zeros((4, 3)), batch).numpy())
+    assert np.abs(draws[0] - draws[1]).min() > 0
 
 
 def test_all_parts_count_as_the_batch():

@@ -269,10 +269,10 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, every, bad, kept):
     """The loss of a step is that of the weights before it, and finite still where the update is not."""
 
     class Poisoned(tfbio.rules.Backpropagation):
-        def compute(self, x, y, weights=None):
-            update = super().compute(x, y, weights)
+        def update(self, batch):
+            update = super().update(batch)
             factor = tf.where(tf.convert_to_tensor(self.step) == bad - 1, np.nan, 1.0)
-            return update._replace(forward=[(gradient * factor, variable) for gradient, variable in update.forward])
+            return update._replace(forward=[gradient * factor for gradient in update.forward])
 
     checkpoints = Checkpoints(str(tmp_path), every_steps=every)
     with pytest.raises(NonFiniteLoss, match=f"Weights became infinite or NaN at step {bad}.*step-{kept}"):
@@ -282,8 +282,8 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, every, bad, kept):
 
 def test_a_rule_that_forgets_a_gradient_is_told():
     class Forgetful(tfbio.rules.Backpropagation):
-        def compute(self, x, y, weights=None):
-            update = super().compute(x, y, weights)
+        def update(self, batch):
+            update = super().update(batch)
             return update._replace(forward=update.forward[1:])
 
     trainer = trainer_for(Forgetful())
@@ -305,9 +305,9 @@ class Changed(tfbio.rules.Backpropagation):
         super().__init__()
         self.change = change
 
-    def compute(self, x, y, weights=None):
-        update = super().compute(x, y, weights)
-        return update._replace(forward=[(self.change(gradient), variable) for gradient, variable in update.forward])
+    def update(self, batch):
+        update = super().update(batch)
+        return update._replace(forward=[self.change(gradient) for gradient in update.forward])
 
 
 def test_pythons_control_flow_in_a_rule_is_told_what_to_do():
@@ -336,9 +336,9 @@ def test_feedback_that_learns_has_its_own_optimizer(jit_compile):
         def variables(self):
             return [self.wanted]
 
-        def compute(self, x, y, weights=None):
-            update = super().compute(x, y, weights)
-            return update._replace(feedback=[(tf.ones(3) * tf.reduce_sum(weights), self.wanted)])
+        def update(self, batch):
+            update = super().update(batch)
+            return update._replace(feedback=[tf.ones(3) * batch.share])
 
     trainer = trainer_for(Learned(), "adam", feedback_optimizer=keras.optimizers.SGD(0.5), jit_compile=jit_compile)
     trainer.fit(tfbio.data.from_arrays(*arrays(), 16), epochs=1, verbose=False)

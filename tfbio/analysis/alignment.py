@@ -113,7 +113,7 @@ class Alignment(keras.callbacks.Callback):
             return results
 
         def gradients(some_rule: LearningRule) -> list[tf.Tensor]:
-            return undisturbed(lambda: [gradient for gradient, _ in some_rule.compute(x, y).forward])
+            return undisturbed(lambda: some_rule.compute(x, y).forward)
 
         def products() -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
             pathways = undisturbed(lambda: rule.pathways(x))

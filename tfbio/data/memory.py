@@ -20,7 +20,8 @@ import tensorflow as tf
 
 from tfbio.data import augmentation as augmentations
 from tfbio.data import randomness
-from tfbio.data.pipelines import cores, untuned
+from tfbio.data.pipelines import untuned
+from tfbio.machine import cores
 
 __all__ = ["InMemory", "from_arrays", "memory_of"]
 

@@ -1,15 +1,8 @@
 """How TensorFlow runs a pipeline of data."""
 
-import os
-
 import tensorflow as tf
 
-__all__ = ["cores", "untuned"]
-
-
-def cores() -> int:
-    """Cores that this process may use, which on shared machines are fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+__all__ = ["untuned"]
 
 
 def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -17,8 +17,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfbio.data import decoding, randomness
-from tfbio.data.pipelines import cores, untuned
+from tfbio.data.pipelines import untuned
 from tfbio.data.shares import Share
+from tfbio.machine import cores
 
 __all__ = ["Streaming", "stream_of"]
 

@@ -14,21 +14,24 @@ A layer with several kernels, applied one after the other (separable convolution
 goes back past a kernel, be it to the input or to an earlier kernel's own gradient, goes through that kernel's feedback.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfbio import feedback as feedback_weights
+from tfbio.keras_internals import changed
 from tfbio.layers.traits import fans, kernels
 from tfbio.serialization import register
 
 __all__ = ["Feedback"]
 
+_NO_OPTIONS = types.MappingProxyType({})
 
-def _redirect(y: tf.Tensor, sources: Sequence[tf.Tensor], vjp: Callable[[tf.Tensor], list[tf.Tensor]]) -> tf.Tensor:
+
+def redirect(y: tf.Tensor, sources: Sequence[tf.Tensor], vjp: Callable[[tf.Tensor], list[tf.Tensor]]) -> tf.Tensor:
     """The identity on `y` whose gradient with respect to `sources` is `vjp` of the gradient at `y`."""
 
     @tf.custom_gradient
@@ -97,32 +100,43 @@ class Feedback(keras.layers.Wrapper):
         counts = [fans(self.layer, kernel) for kernel in kernels(self.layer)]
         return [self.feedback(*each) for each in zip(forward, variables, keys, counts, strict=True)]
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+    def call(self, inputs: tf.Tensor, *others: Any, **options: Any) -> tf.Tensor:
+        """The layer's output.
+
+        Args:
+            inputs: as the layer takes them.
+            *others, **options: further arguments of the layer's call, such as `training`; no error goes back to them.
+        """
         forward = [tf.convert_to_tensor(kernel.value) for kernel in kernels(self.layer)]
         variables = [None if b is None else tf.convert_to_tensor(b.value) for b in self._feedback_variables]
         backward = self._backward(forward, variables)
         *earlier, last = forward
-        # Each source's own path is cut here and comes back, through feedback, in `_redirect`.
-        outputs = self._affine(tf.stop_gradient(inputs), [*map(tf.stop_gradient, earlier), last])
+        # Each source's own path is cut here and comes back, through feedback, in `redirect`.
+        outputs = self._affine(tf.stop_gradient(inputs), [*map(tf.stop_gradient, earlier), last], others, options)
 
         def vjp(dy: tf.Tensor) -> list[tf.Tensor]:
             gradients = []
             for position, source in enumerate([inputs, *earlier]):
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch(source)
-                    affine = self._affine(inputs, [*forward[:position], *backward[position:]])
+                    affine = self._affine(inputs, [*forward[:position], *backward[position:]], others, options)
                 gradients.append(tape.gradient(affine, source, dy))
             return gradients
 
-        outputs = _redirect(outputs, [inputs, *earlier], vjp)
+        outputs = redirect(outputs, [inputs, *earlier], vjp)
         activation = getattr(self.layer, "activation", None)
         return outputs if activation is None else activation(outputs)
 
-    def _affine(self, inputs: tf.Tensor, weights: Sequence[tf.Tensor]) -> tf.Tensor:
+    def _affine(
+        self, inputs: tf.Tensor, weights: Sequence[tf.Tensor], others: tuple = (), options: Mapping = _NO_OPTIONS
+    ) -> tf.Tensor:
         """The wrapped layer without its activation, with `weights` as its kernels."""
         substitution = list(zip(kernels(self.layer), weights, strict=True))
-        with _changed(self.layer, "activation", None), keras.StatelessScope(state_mapping=substitution):
-            return self.layer(inputs)
+        with (
+            changed(self.layer, "activation", keras.activations.linear),
+            keras.StatelessScope(state_mapping=substitution),
+        ):
+            return self.layer(inputs, *others, **options)
 
     def mirrored(self, noise: tf.Tensor, others: Sequence[tf.Tensor] = ()) -> list[tf.Tensor]:
         r"""Estimates of the kernels from the layer's response to noise, $\frac1n \sum x \otimes (f(x) - f(0))$.
@@ -157,7 +171,7 @@ class Feedback(keras.layers.Wrapper):
             return tf.math.divide_no_nan(products, uses * tf.cast(tf.shape(noise)[0], kernel.dtype))
 
         # Sums over examples and positions are beyond float16's range, and beyond what bfloat16 can count to.
-        with _changed(self.layer, "dtype_policy", self.layer.variable_dtype):
+        with changed(self.layer, "dtype_policy", self.layer.variable_dtype):
             return [estimate(position, kernel) for position, kernel in enumerate(forward)]
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
@@ -170,17 +184,3 @@ class Feedback(keras.layers.Wrapper):
         config = super().get_config()
         feedback = keras.saving.serialize_keras_object(self.feedback)
         return {**config, "feedback": feedback, "index": self.index}
-
-
-@contextlib.contextmanager
-def _changed(layer: keras.layers.Layer, attribute: str, value: Any) -> Iterator[None]:
-    """Gives an attribute of `layer` another value while its call is traced, if the layer has that attribute."""
-    if not hasattr(layer, attribute):
-        yield
-        return
-    before = getattr(layer, attribute)
-    setattr(layer, attribute, value)
-    try:
-        yield
-    finally:
-        setattr(layer, attribute, before)

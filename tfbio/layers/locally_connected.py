@@ -21,6 +21,7 @@ import keras
 import tensorflow as tf
 
 from tfbio.fans import fans_of, with_fans
+from tfbio.layers.traits import register_traits
 from tfbio.layers.windows import IMPLEMENTATIONS, Windows
 from tfbio.serialization import register
 
@@ -49,7 +50,6 @@ class LocallyConnected(keras.layers.Layer):
     """
 
     rank: int
-    feedback_kernels = ("kernel",)
 
     def __init__(
         self,
@@ -279,3 +279,6 @@ def _one_of(name: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
         raise ValueError(f"Invalid value for `{name}`: expected one of {known}, received {value!r}.")
     return value
+
+
+register_traits(LocallyConnected1D, LocallyConnected2D, LocallyConnected2DTranspose, kernels=("kernel",))

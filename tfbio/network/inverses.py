@@ -31,7 +31,7 @@ from typing import Any
 import keras
 
 from tfbio.layers import LocallyConnected2D, LocallyConnected2DTranspose, is_weighted
-from tfbio.network.graph import Node, check_graph, inlined, nodes
+from tfbio.network.graph import Node, check_graph, check_one_output, inlined, nodes
 
 __all__ = ["inverse", "mirrors", "output_activation"]
 
@@ -108,6 +108,7 @@ def inverse(
         ValueError: the stage has a layer without a mirror, branches, or has no fixed shapes.
     """
     check_graph(stage)
+    check_one_output(stage)
     stage = inlined(stage)
     shape, output = stage.input_shape[1:], stage.output_shape[1:]
     if None in shape or None in output:

@@ -12,24 +12,10 @@ Rumelhart, Hinton & Williams 1986, "Learning representations by back-propagating
 import keras
 import tensorflow as tf
 
-from tfbio.rules.base import LearningRule, Update, example_weights
+from tfbio.rules.base import Batch, LearningRule, Update, regularization, weighted_loss
 from tfbio.serialization import register
 
-__all__ = ["Backpropagation", "regularization", "weighted_loss"]
-
-
-def weighted_loss(loss, y: tf.Tensor, outputs: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """$\\sum_b w_b \\ell_b$: a scalar of the loss's dtype."""
-    per_example = loss.per_example(y, outputs)
-    return tf.reduce_sum(tf.cast(weights, per_example.dtype) * per_example)
-
-
-def regularization(network: keras.Model, weights: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """The network's own penalties, times the share of the global batch that is here, so that replicas sum to one."""
-    if not network.losses:
-        return tf.zeros((), dtype)
-    # Under mixed precision, penalties on outputs and on weights differ in dtype.
-    return tf.add_n([tf.cast(loss, dtype) for loss in network.losses]) * tf.cast(tf.reduce_sum(weights), dtype)
+__all__ = ["Backpropagation"]
 
 
 @register
@@ -43,14 +29,12 @@ class Backpropagation(LearningRule):
         """The network to differentiate; it shares all variables with `self.model`."""
         return self.model
 
-    def compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None = None) -> Update:
-        weights = example_weights(x, weights)
-        variables = self.forward_variables
+    def update(self, batch: Batch) -> Update:
+        values = [variable.value for variable in self.forward_variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([variable.value for variable in variables])
-            outputs = self.network(x, training=True)
-            loss = weighted_loss(self.loss, y, outputs, weights)
-            loss += regularization(self.network, weights, loss.dtype)
-        gradients = tape.gradient(loss, [variable.value for variable in variables], unconnected_gradients="zero")
-        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
-        return Update(outputs, loss, list(zip(gradients, variables, strict=True)))
+            tape.watch(values)
+            outputs = self.network(batch.x, training=True)
+            loss = weighted_loss(self.loss, batch, outputs)
+            loss += regularization(self.network, batch, loss.dtype)
+        gradients = tape.gradient(loss, values, unconnected_gradients="zero")
+        return Update(outputs, loss, [tf.convert_to_tensor(gradient) for gradient in gradients])

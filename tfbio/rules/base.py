@@ -5,18 +5,29 @@ statistics of batch normalisation aside), so that a trainer may call it in a gra
 of replicas. To add one, subclass `LearningRule`; CONTRIBUTING.md has a complete example.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+import logging
+import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from tfbio import losses
+from tfbio.network.instrumented import walk
+from tfbio.optimizers import mark_kernels
 
-__all__ = ["LearningRule", "Rehearsal", "Update", "example_weights"]
+__all__ = [
+    "Batch",
+    "FeedbackLoop",
+    "LearningRule",
+    "Update",
+    "output_shape",
+    "regularization",
+    "weighted_loss",
+]
 
-Pairs = list[tuple[tf.Tensor, keras.Variable]]
+_LOG = logging.getLogger("tfbio")
 
 # Layers that pass values on as they are, `Activation` only with a linear one.
 _LINEAR = keras.activations.linear
@@ -29,85 +40,155 @@ class Update(NamedTuple):
     Attributes:
         outputs: the network's logits, `(batch, …)`.
         loss: scalar, float32: the weighted sum of the examples' losses, and the network's regularisation losses.
-        forward: `(gradient, variable)` for the model's trainable variables: what an optimizer subtracts.
-        feedback: the same for variables of the feedback pathway that learn, for an optimizer of their own.
+        forward: a gradient for each of `LearningRule.forward_variables`, in their order: what an optimizer subtracts.
+        feedback: the same for `LearningRule.feedback_variables`, for an optimizer of their own.
         logs: scalars to report, by name.
     """
 
-    outputs: tf.Tensor
+    outputs: Any
     loss: tf.Tensor
-    forward: Pairs
-    feedback: Pairs = []
+    forward: list[tf.Tensor]
+    feedback: list[tf.Tensor] = []
     logs: dict[str, tf.Tensor] = {}
 
 
-def example_weights(x: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
-    """`weights`, or, where there are none, those of a mean over the batch: `(batch,)`, float32."""
-    if weights is not None:
-        return tf.convert_to_tensor(weights)
-    count = tf.shape(tf.nest.flatten(x)[0])[0]
-    return tf.fill([count], 1.0 / tf.cast(count, tf.float32))
+class Batch(NamedTuple):
+    """What a rule computes an update from: a batch, or a replica's part of it.
+
+    Attributes:
+        x: inputs, nested tensors `(batch, …)`.
+        y: labels as the loss takes them.
+        weights: `(batch,)`: the factor of each example in all sums, `loss.factors`. A trainer passes sample weights
+            over the number of terms of the **global** batch, so that updates are summed over replicas. Of several
+            outputs, `(batch, columns)`: a factor for each output's loss (`tfbio.losses.base`).
+        share: scalar: the part of the global batch that is here, the factor of what belongs to no single example, such
+            as penalties on weights.
+        microbatch: which part of the replica's share of the global batch this is, an integer scalar from 0. Noise is a
+            function of it too.
+        microbatches: how many parts there are; 1 but where gradients are accumulated.
+    """
+
+    x: Any
+    y: Any
+    weights: tf.Tensor
+    share: tf.Tensor
+    microbatch: int | tf.Tensor = 0
+    microbatches: int = 1
+
+    @classmethod
+    def of(cls, x: Any, y: Any, weights: tf.Tensor | None = None, share: Any = None) -> "Batch":
+        """A batch of examples with these weights; None for those of a mean over examples.
+
+        Args:
+            x, y, weights: as above.
+            share: None for the sum of the weights: that of a loss with one term for each example.
+        """
+        if weights is None:
+            count = tf.shape(tf.nest.flatten(x)[0])[0]
+            weights = tf.fill([count], 1.0 / tf.cast(count, tf.float32))
+        weights = tf.convert_to_tensor(weights)
+        return cls(x, y, weights, tf.reduce_sum(weights) if share is None else tf.convert_to_tensor(share))
 
 
-class Rehearsal(NamedTuple):
+def weighted_loss(loss: losses.Loss, batch: Batch, outputs: Any) -> tf.Tensor:
+    """$\\sum_b w_b \\ell_b$, over all outputs' losses if there are several: a scalar of the loss's dtype.
+
+    An example of weight 0 adds nothing, even where its loss is NaN.
+    """
+    per_example = loss.per_example(batch.y, outputs)
+    return tf.reduce_sum(tf.math.multiply_no_nan(per_example, tf.cast(batch.weights, per_example.dtype)))
+
+
+def output_shape(model: keras.Model, x: Any) -> Any:
+    """The shape of what the model returns, nested as that is, the batch axis included.
+
+    Keras's `model.output_shape` is a flat list of the shapes in a dict.
+
+    Args:
+        model: functional ones know it; others are traced.
+        x: inputs of a batch, as the model takes them.
+    """
+    outputs = losses.output_structure(model)
+    if outputs is None:
+        inputs = keras.tree.map_structure(lambda part: keras.KerasTensor((None, *part.shape[1:]), part.dtype), x)
+        outputs = model.compute_output_spec(inputs)
+    return keras.tree.map_structure(lambda output: tuple(output.shape), outputs)
+
+
+def regularization(network: keras.Model, batch: Batch, dtype: tf.DType) -> tf.Tensor:
+    """The network's own penalties, times the batch's share of the global one, so that replicas sum to one."""
+    if not network.losses:
+        return tf.zeros((), dtype)
+    # Under mixed precision, penalties on outputs and on weights differ in dtype.
+    return tf.add_n([tf.cast(loss, dtype) for loss in network.losses]) * tf.cast(batch.share, dtype)
+
+
+class FeedbackLoop(NamedTuple):
     """Updates of a part of the feedback alone that come before a batch's step, each applied before the next.
 
     Attributes:
         count: how many.
         variables: those of `LearningRule.feedback_variables` that take part.
-        gradients: `(inputs, weights, iteration) -> ` a gradient for each of them: of the batch's `rehearsal_inputs`, of
-            `weights` as for `compute`, and of the number of the update, an integer scalar that counts from 1.
+        gradients: `(inputs, batch, iteration) -> ` a gradient for each of them: of the batch's `feedback_loop_inputs`,
+            of the batch as for `update`, and of the number of the iteration, an integer scalar that counts from 1.
     """
 
     count: int
     variables: list[keras.Variable]
-    gradients: Callable[[Any, tf.Tensor, tf.Tensor], list[tf.Tensor]]
+    gradients: Callable[[Any, Batch, tf.Tensor], list[tf.Tensor]]
 
 
 class LearningRule:
-    """Base of all rules. Subclasses define `compute`, and `setup` if they need variables or a rewired network.
+    """Base of all rules. Subclasses define `update`, and `setup` if they need variables or a rewired network.
 
     Attributes:
         model: what `build` was given; None before.
         loss: the same.
         step: number of updates taken so far, int64. Whoever applies updates counts them here; what is random in a rule
             is a stateless function of it.
-        part: which part of a replica's share of the batch `compute` sees, of `parts` that make one update: noise of an
-            example's own is a function of it too.
-        parts: their number: 1 but where gradients are accumulated.
     """
 
     #: Which groups of variables ("forward", "feedback") learn together, phase by phase. Most rules have one phase.
     phases: tuple[tuple[str, ...], ...] = (("forward", "feedback"),)
 
+    #: Whether the loss has to say what the output should be (`target`). Most rules need its derivative alone.
+    needs_canonical_loss = False
+
     #: What a batch's step is preceded by. Most rules have nothing of the kind.
-    rehearsals: tuple[Rehearsal, ...] = ()
+    feedback_loops: tuple[FeedbackLoop, ...] = ()
 
     def __init__(self):
         self.model: keras.Model | None = None
         self.loss: losses.Loss | None = None
         self.step: tf.Variable | None = None
-        self.part: int | tf.Tensor = 0
-        self.parts = 1
 
     def build(self, model: keras.Model, loss: Any) -> None:
         """Binds the rule to a model, creating all its variables. Call it inside the strategy's scope.
 
         Args:
-            model: a built Keras model that ends in logits.
-            loss: a `tfbio.losses` loss, name or config.
+            model: a built Keras model; of canonical losses, one that ends in logits.
+            loss: whatever `tfbio.losses.get` takes.
 
         Raises:
-            ValueError: the rule is built already, the model isn't, or it ends in the activation that the loss contains.
+            ValueError: the rule is built already, the model isn't, it ends in the activation that the loss contains, it
+                lacks an output that the loss is for, or the rule needs another kind of loss.
         """
         if self.model is not None:
             raise ValueError(
                 f"Invalid call: this {type(self).__name__} is already built for {self.model.name!r}. Make a new one "
                 "for another model: type(rule).from_config(rule.get_config())."
             )
-        loss = losses.get(loss)
+        check_model(model)
+        loss = losses.get(loss, model)
+        if self.needs_canonical_loss and not loss.canonical:
+            raise ValueError(
+                f"Invalid value for `loss`: {type(self).__name__} needs a canonical loss, which says what the output "
+                "should be (tfbio.losses.SoftmaxCrossEntropy, SigmoidCrossEntropy or MeanSquaredError), received "
+                f"{loss.described()}."
+            )
         check_logits(model, loss)
         self.model, self.loss = model, loss
+        mark_kernels(place[-1] for _, place in walk(model))
         self.step = tf.Variable(
             0, dtype=tf.int64, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name="step"
         )
@@ -120,35 +201,37 @@ class LearningRule:
     def setup(self) -> None:
         """Creates what the rule needs beside `self.model` and `self.loss`; called once by `build`."""
 
-    def compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None = None) -> Update:
+    def compute(self, x: Any, y: Any, weights: tf.Tensor | None = None) -> Update:
+        """The update from one batch: `update` for who has no `Batch` at hand.
+
+        Args:
+            x: inputs, `(batch, …)`.
+            y: labels as the loss takes them.
+            weights: each example's factor in all sums, as `Batch.weights`; None averages over this batch's terms.
+        """
+        if weights is not None:
+            return self.update(Batch.of(x, y, weights))
+        ones = tf.ones(tf.shape(tf.nest.flatten(x)[0])[:1])
+        totals = self.loss.totals(y, output_shape(self.model, x), ones)
+        return self.update(Batch.of(x, y, self.loss.factors(ones, totals), 1.0))
+
+    def update(self, batch: Batch) -> Update:
         """The update from one batch.
 
         A trainer calls it in a graph and, as Keras does, without AutoGraph: what depends on a tensor's value is written
         with `tf.cond` and `tf.while_loop`, or in a function of its own under `tf.function`.
 
         Args:
-            x: inputs, `(batch, …)`.
-            y: labels as the loss takes them.
-            weights: `(batch,)`: each example's factor in all sums. A trainer passes one over the number of examples in
-                the **global** batch, so that updates are summed over replicas; None averages over this batch.
+            batch: a batch, or a part of it.
 
         Returns:
-            An `Update`, linear in `weights`.
+            An `Update`, linear in the batch's weights and share.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define `compute`.")
+        raise NotImplementedError(f"{type(self).__name__} must define `update`.")
 
-    def rehearsal_inputs(self, x: tf.Tensor) -> Any:
-        """What the rehearsals need of a batch: a nest of tensors, computed once. Asked for only if there are any."""
-        raise NotImplementedError(f"{type(self).__name__} has no rehearsals.")
-
-    @contextlib.contextmanager
-    def computing(self, part: int | tf.Tensor, parts: int) -> Iterator[None]:
-        """Within it, `compute` sees part `part` of `parts`. For whoever calls it, as he traces or computes."""
-        self.part, self.parts = part, parts
-        try:
-            yield
-        finally:
-            self.part, self.parts = 0, 1  # a tensor of one graph is no use in another
+    def feedback_loop_inputs(self, x: Any) -> Any:
+        """What the feedback loops need of a batch: nested tensors, computed once. Asked for only if there are loops."""
+        raise NotImplementedError(f"{type(self).__name__} has no feedback loops.")
 
     def pathways(self, x: tf.Tensor) -> list[tuple[str, tf.Tensor, tf.Tensor]]:
         """What the rule's feedback stands in for, to measure how well it does.
@@ -187,6 +270,17 @@ class LearningRule:
         """
         return tf.zeros((), tf.int32)
 
+    def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Says once where the rule does nothing with this optimizer. Whoever makes the optimizer calls it, once.
+
+        Args:
+            optimizer: of the forward variables, within what scales the loss, if that is around it.
+        """
+
+    def warn(self, message: str) -> None:
+        """Logs a warning about what this rule is for this model, for who did not mean that."""
+        _LOG.warning(f"{type(self).__name__} of {self.model.name!r}: {message}")
+
     @property
     def forward_variables(self) -> list[keras.Variable]:
         """The variables of `Update.forward`, in its order."""
@@ -221,8 +315,8 @@ class LearningRule:
         return cls(**config)
 
 
-def check_logits(model: keras.Model, loss: losses.Loss) -> None:
-    """Refuses a model that is not built or whose last activation the loss contains already.
+def check_model(model: Any) -> None:
+    """Refuses what is no built model.
 
     Raises:
         ValueError: says what to pass instead.
@@ -234,22 +328,42 @@ def check_logits(model: keras.Model, loss: losses.Loss) -> None:
             f"Invalid value for `model`: expected a built model, received {model.name!r}, which has no variables yet. "
             "Give it a keras.Input, or call it on a batch, first."
         )
-    if not getattr(model, "outputs", None):
+
+
+def check_logits(model: keras.Model, loss: losses.Loss) -> None:
+    """Refuses a model one of whose outputs ends in the activation that its loss contains already.
+
+    Raises:
+        ValueError: says what to pass instead.
+    """
+    structure = losses.output_structure(model)
+    if structure is None:
         return  # a subclassed model shows no last layer
-    layer = _output_layer(model)
+    for own, output in loss.each(structure):
+        for tensor in keras.tree.flatten(output):
+            _check_activation(model, own, tensor)
+
+
+def _check_activation(model: keras.Model, loss: losses.Loss, tensor: Any) -> None:
+    layer = _output_layer(tensor)
     activation = getattr(layer, "activation", layer)  # a layer may have another one as its activation, or be one
     activation = getattr(activation, "__name__", type(activation).__name__).lower().removesuffix("_v2")  # tf.nn's
     if activation.replace("_", "") in {name.replace("_", "") for name in loss.contains}:  # keras.ops say LogSoftmax
         raise ValueError(
-            f"Invalid value for `model`: expected logits as output, for {type(loss).__name__} contains the output "
+            f"Invalid value for `model`: expected logits as output, because {type(loss).__name__} contains the output "
             f"activation; layer {layer.name!r} of {model.name!r} ends in {activation}. Build it without: activation="
             "None (in keras.applications: classifier_activation=None)."
         )
+    if loss.takes_probabilities and getattr(layer, "activation", None) is _LINEAR:
+        warnings.warn(
+            f"{loss.described()} takes probabilities, and {layer.name!r} of {model.name!r} has no activation. Pass the "
+            "loss with from_logits=True, or 'softmax_cross_entropy' or 'sigmoid_cross_entropy'.",
+            stacklevel=2,
+        )
 
 
-def _output_layer(model: keras.Model) -> Any:
-    """The layer whose values the model returns, looking into nested models and through what only passes them on."""
-    tensor = model.outputs[0]
+def _output_layer(tensor: Any) -> Any:
+    """The layer whose values an output has, looking into nested models and through what only passes them on."""
     while True:
         history = tensor._keras_history
         layer = history.operation

@@ -24,6 +24,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfbio.rules.base import Batch
 from tfbio.rules.learned_inverses import one_of
 from tfbio.rules.local_losses import Map
 from tfbio.rules.target_propagation import TargetPropagation
@@ -56,9 +57,8 @@ class DifferenceTargetPropagation(TargetPropagation):
     Args:
         target_step: $\alpha$.
         target_reduction: `"example"`: of the example's own loss; `"batch"`: of the mean loss of the batch, so that the
-            step is divided by the number of examples in it (those of weight 0 do not count). Replicas, and
-            the parts in which gradients are accumulated, count their own and multiply by their number, which is the
-            global batch wherever they share it equally.
+            step is divided by the number of examples in it (those of weight 0 do not count). Replicas and microbatches
+            count their own and multiply by their number, which is the global batch wherever they share it equally.
         **options: as in `TargetPropagation`.
     """
 
@@ -69,14 +69,22 @@ class DifferenceTargetPropagation(TargetPropagation):
         self.target_step = target_step
         self.target_reduction = one_of("target_reduction", target_reduction, ("example", "batch"))
 
+    def setup(self) -> None:
+        super().setup()
+        if len(self.stages) == 2:
+            self.warn(
+                "on two stages it is backpropagation, the first stage's gradient times 2 `target_step`, because no "
+                "target goes through an inverse. Pass a deeper model, or the rule sdtp, ddtp or ldrl."
+            )
+
     def find_targets(
-        self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], weights: tf.Tensor
+        self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], batch: Batch
     ) -> list[tf.Tensor]:
         *hidden, _ = activations
         step = self.target_step * gradient()
         if self.target_reduction == "batch":
-            shares = tf.distribute.get_strategy().num_replicas_in_sync * self.parts
-            step /= tf.cast(tf.maximum(shares * tf.math.count_nonzero(weights), 1), step.dtype)
+            shares = tf.distribute.get_strategy().num_replicas_in_sync * batch.microbatches
+            step /= tf.cast(tf.maximum(shares * tf.math.count_nonzero(batch.weights), 1), step.dtype)
         return [*difference_targets(hidden, hidden[-1] - step, self.inverses[1:-1]), target]
 
     def get_config(self) -> dict[str, Any]:
@@ -100,7 +108,7 @@ class SimplifiedDifferenceTargetPropagation(TargetPropagation):
         self.target_step = target_step
 
     def find_targets(
-        self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], weights: tf.Tensor
+        self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], batch: Batch
     ) -> list[tf.Tensor]:
         output = activations[-1]
         aim = output + self.target_step * (target - output)
@@ -157,11 +165,11 @@ class AuxiliaryOutputSDTP(SimplifiedDifferenceTargetPropagation):
         return tf.tanh(tf.matmul(tf.cast(flat, self.projection.dtype), self.projection.value))
 
     def find_targets(
-        self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], weights: tf.Tensor
+        self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], batch: Batch
     ) -> list[tf.Tensor]:
         *hidden, output = activations
         seen, wanted = (self._seen(len(hidden), hidden[-1], each) for each in (output, target))
-        return [*super().find_targets([*hidden, seen], wanted, gradient, weights)[:-1], target]
+        return [*super().find_targets([*hidden, seen], wanted, gradient, batch)[:-1], target]
 
     def _seen(self, number: int, h: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
         return tf.concat([image, self.features(h)], -1) if number == len(self.stages) - 1 else image

@@ -27,6 +27,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfbio.rules.base import Batch
 from tfbio.rules.target_propagation import TargetPropagation
 from tfbio.serialization import register
 
@@ -83,7 +84,7 @@ class DirectDifferenceTargetPropagation(TargetPropagation):
         return [None, *(path_above(self.stages, number) for number in range(1, len(self.stages)))]
 
     def find_targets(
-        self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], weights: tf.Tensor
+        self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], batch: Batch
     ) -> list[tf.Tensor]:
         *hidden, logits = activations
         top = logits - self.target_step * (self.loss.predict(logits) - target)
@@ -92,10 +93,10 @@ class DirectDifferenceTargetPropagation(TargetPropagation):
     def _examples(self, inputs: list[tf.Tensor], activations: list[tf.Tensor]) -> dict[int, tuple]:
         return super()._examples(inputs, [activations[-1]] * len(activations))
 
-    def inverse_loss(self, number: int, h: tf.Tensor, u: tf.Tensor, weights: tf.Tensor, iteration: Any) -> tf.Tensor:
-        loss = super().inverse_loss(number, h, u, weights, iteration)
+    def inverse_loss(self, number: int, h: tf.Tensor, u: tf.Tensor, batch: Batch, iteration: Any) -> tf.Tensor:
+        loss = super().inverse_loss(number, h, u, batch, iteration)
         squares = [tf.reduce_sum(tf.square(variable.value)) for variable in self.inverses[number].trainable_variables]
-        return loss + self.feedback_decay / 2 * tf.cast(tf.reduce_sum(weights), loss.dtype) * tf.add_n(squares)
+        return loss + self.feedback_decay / 2 * tf.cast(batch.share, loss.dtype) * tf.add_n(squares)
 
     def get_config(self) -> dict[str, Any]:
         own = {"target_step": self.target_step, "feedback_decay": self.feedback_decay}

@@ -24,8 +24,7 @@ import keras
 import tensorflow as tf
 
 from tfbio import feedback as feedback_weights
-from tfbio.layers import Feedback
-from tfbio.network.stages import with_feedback
+from tfbio.network import with_feedback
 from tfbio.rules.backpropagation import Backpropagation
 from tfbio.serialization import register
 
@@ -39,25 +38,40 @@ class FeedbackRule(Backpropagation):
     Args:
         feedback: where the backward weights come from: a `tfbio.feedback` object, name or config.
         last_layer: the same for the output layer: `"symmetric"` (exact), `"same"` (as the others), or any feedback.
-        allow_backpropagation: names of layers that can't be treated and shall keep their exact derivative.
+        allow_backpropagation: layers that can't be treated and shall keep their exact derivative: names, patterns and
+            classes, as `tfbio.with_feedback` takes them.
+        output_layers: the layers that make the outputs, likewise; None finds them.
 
     Attributes:
         network: the wrapped model, once built.
         feedback_layers: its `Feedback` layers, in the network's order.
     """
 
-    def __init__(self, feedback: Any, last_layer: Any = "symmetric", allow_backpropagation: Iterable[str] = ()):
+    def __init__(
+        self,
+        feedback: Any,
+        last_layer: Any = "symmetric",
+        allow_backpropagation: Iterable[Any] = (),
+        output_layers: Iterable[Any] | None = None,
+    ):
         super().__init__()
         self.feedback = feedback_weights.get(feedback)
         self.last_layer = last_layer if isinstance(last_layer, str) else feedback_weights.get(last_layer)
         self.allow_backpropagation = tuple(allow_backpropagation)
+        self.output_layers = None if output_layers is None else tuple(output_layers)
 
     def make_network(self) -> keras.Model:
-        network = with_feedback(self.model, self.feedback, self.last_layer, self.allow_backpropagation)
-        wrapped = [layer for layer in network.layers if isinstance(layer, Feedback)]
-        self.feedback_layers = list(dict.fromkeys(wrapped))  # Sequential lists a layer as often as it is used
+        network = with_feedback(
+            self.model, self.feedback, self.last_layer, self.allow_backpropagation, self.output_layers
+        )
+        self.feedback_layers = network.feedback_layers
         for layer in self.feedback_layers:
             layer.step = self.step
+        if not network.uses_feedback and not isinstance(self.feedback, feedback_weights.Symmetric):
+            self.warn(
+                "it is backpropagation, because no error goes back through feedback to weights that learn: the last "
+                "layer's is symmetric. Pass last_layer='same', or a deeper model."
+            )
         return network
 
     def pathways(self, x: tf.Tensor) -> list[tuple[str, tf.Tensor, tf.Tensor]]:
@@ -75,7 +89,16 @@ class FeedbackRule(Backpropagation):
 
     def _options(self) -> dict[str, Any]:
         """The arguments that all members of the family share."""
-        return {"last_layer": _plain(self.last_layer), "allow_backpropagation": self.allow_backpropagation}
+        return {
+            "last_layer": _plain(self.last_layer),
+            "allow_backpropagation": _names(self.allow_backpropagation),
+            "output_layers": self.output_layers and _names(self.output_layers),
+        }
+
+
+def _names(patterns: tuple) -> tuple[str, ...]:
+    """Patterns as plain data: classes by their names."""
+    return tuple(pattern.__name__ if isinstance(pattern, type) else pattern for pattern in patterns)
 
 
 def _plain(identifier: Any) -> Any:
@@ -94,7 +117,7 @@ class FeedbackAlignment(FeedbackRule):
             Glorot-initialised forward weights. The literature's others are listed in `tfbio.feedback.random`.
         scale: a factor on every draw.
         seed: of the draw; None takes Keras's global seed.
-        last_layer, allow_backpropagation: as in `FeedbackRule`.
+        last_layer, allow_backpropagation, output_layers: as in `FeedbackRule`.
         signed_init: let each weight start with the sign of its kernel's, as it is when the rule is built, and keep it.
     """
 
@@ -104,11 +127,12 @@ class FeedbackAlignment(FeedbackRule):
         scale: float = 1.0,
         seed: int | None = None,
         last_layer: Any = "symmetric",
-        allow_backpropagation: Iterable[str] = (),
+        allow_backpropagation: Iterable[Any] = (),
         signed_init: bool = False,
+        output_layers: Iterable[Any] | None = None,
     ):
         kind = feedback_weights.SignedRandom if signed_init else feedback_weights.Random
-        super().__init__(kind(initializer, scale, seed), last_layer, allow_backpropagation)
+        super().__init__(kind(initializer, scale, seed), last_layer, allow_backpropagation, output_layers)
         self.signed_init = signed_init
 
     def get_config(self) -> dict[str, Any]:
@@ -122,7 +146,7 @@ class SignSymmetry(FeedbackRule):
     Args:
         magnitude: `"uniform"` (uSF), `"batch"` (brSF: drawn for each update) or `"fixed"` (frSF: drawn once).
         scale, distribution, concordance, seed: as in `tfbio.feedback.SignSymmetric`.
-        last_layer, allow_backpropagation: as in `FeedbackRule`.
+        last_layer, allow_backpropagation, output_layers: as in `FeedbackRule`.
     """
 
     def __init__(
@@ -133,10 +157,11 @@ class SignSymmetry(FeedbackRule):
         concordance: float = 1.0,
         seed: int | None = None,
         last_layer: Any = "symmetric",
-        allow_backpropagation: Iterable[str] = (),
+        allow_backpropagation: Iterable[Any] = (),
+        output_layers: Iterable[Any] | None = None,
     ):
         feedback = feedback_weights.SignSymmetric(magnitude, scale, distribution, concordance, seed)
-        super().__init__(feedback, last_layer, allow_backpropagation)
+        super().__init__(feedback, last_layer, allow_backpropagation, output_layers)
 
     def get_config(self) -> dict[str, Any]:
         return {**self.feedback.get_config(), **self._options()}
@@ -158,7 +183,7 @@ class KolenPollack(FeedbackRule):
 
     Args:
         initializer, scale, seed: of the first backward weights, as in `FeedbackAlignment`.
-        last_layer, allow_backpropagation: as in `FeedbackRule`.
+        last_layer, allow_backpropagation, output_layers: as in `FeedbackRule`.
     """
 
     def __init__(
@@ -167,9 +192,19 @@ class KolenPollack(FeedbackRule):
         scale: float = 1.0,
         seed: int | None = None,
         last_layer: Any = "same",
-        allow_backpropagation: Iterable[str] = (),
+        allow_backpropagation: Iterable[Any] = (),
+        output_layers: Iterable[Any] | None = None,
     ):
-        super().__init__(feedback_weights.Random(initializer, scale, seed), last_layer, allow_backpropagation)
+        super().__init__(
+            feedback_weights.Random(initializer, scale, seed), last_layer, allow_backpropagation, output_layers
+        )
+
+    def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+        if not getattr(optimizer, "inner_optimizer", optimizer).weight_decay:
+            self.warn(
+                "without weight decay, feedback does not come closer to the weights, but keeps its first distance. "
+                "Pass an optimizer with `weight_decay`, such as keras.optimizers.SGD(0.1, weight_decay=1e-3)."
+            )
 
     @property
     def followers(self) -> list[tuple[keras.Variable, keras.Variable]]:

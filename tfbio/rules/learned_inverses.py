@@ -5,8 +5,8 @@ stage: `tfbio.rules.local_losses` has the losses. `LearnedInverses` is the half 
 with this; the other half says what targets are made of them.
 
 A batch may give an inverse several updates. The last comes with that of the forward weights, from one snapshot as
-everywhere; those before it are *rehearsals*, by the optimizer, on activations that are computed once, with new noise
-each time.
+everywhere; those before it are a *feedback loop*, by the optimizer, on activations that are computed once, with new
+noise each time.
 """
 
 import functools
@@ -18,8 +18,9 @@ import tensorflow as tf
 
 from tfbio.feedback.bits import stateless_normal
 from tfbio.network import inverses
-from tfbio.network.stages import stages
-from tfbio.rules.base import LearningRule, Rehearsal
+from tfbio.network.graph import check_graph, check_one_output
+from tfbio.network.stages import run, stages
+from tfbio.rules.base import Batch, FeedbackLoop, LearningRule
 from tfbio.rules.local_losses import OF_DIFFERENCES, RECONSTRUCTIONS, weighted_sum, wide
 
 __all__ = ["LearnedInverses", "one_of"]
@@ -39,6 +40,7 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> str:
 class LearnedInverses(LearningRule):
     """A rule with a learned inverse of each stage above the first. Arguments and attributes: `TargetPropagation`'s."""
 
+    needs_canonical_loss = True
     #: Whether targets go through an inverse of the last stage.
     inverts_output = True
     #: Whether $h_L$ is the logits, and the last stage learns from a target, as the others do, not from the loss.
@@ -91,6 +93,8 @@ class LearnedInverses(LearningRule):
     # Setup
 
     def setup(self) -> None:
+        check_graph(self.model)
+        check_one_output(self.model)
         self.stages = stages(self.model, self.cuts)
         count = len(self.stages)
         if count < 2:
@@ -98,6 +102,12 @@ class LearnedInverses(LearningRule):
                 f"Invalid value for `model`: expected one that can be cut into two stages or more, received "
                 f"{self.model.name!r}, which is a single one: there is no target to propagate."
             )
+        for stage in self.stages[:-1]:
+            if getattr(stage.outputs[0], "_keras_mask", None) is not None:
+                raise ValueError(
+                    f"Invalid value for `model`: expected stages without masks between them, because targets have "
+                    f"none; received one behind {stage.name!r}. Leave out mask_zero=True and Masking layers."
+                )
         for name in ("noise", "feedback_iterations"):
             if len(_each(getattr(self, name), count)) != count:
                 raise ValueError(
@@ -129,16 +139,6 @@ class LearnedInverses(LearningRule):
 
     # Learning
 
-    def _forward(self, x: tf.Tensor, watch: Callable = lambda h: None) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """The stages' inputs, constants all, the last of which is watched, and their outputs."""
-        inputs, outputs = [], [x]
-        for stage in self.stages:
-            inputs.append(tf.nest.map_structure(tf.stop_gradient, outputs[-1]))
-            if stage is self.stages[-1]:
-                watch(inputs[-1])
-            outputs.append(stage(inputs[-1], training=True))
-        return inputs, outputs[1:]
-
     def _activations(self, outputs: list[tf.Tensor]) -> list[tf.Tensor]:
         """$h_1, …, h_L$."""
         return [self._activation(number, output) for number, output in enumerate(outputs)]
@@ -163,7 +163,7 @@ class LearnedInverses(LearningRule):
             outputs = self.inverted[number](h, training=True)
         return tf.stop_gradient(self._seen(number, h, self._activation(number, outputs)))
 
-    def inverse_loss(self, number: int, h: tf.Tensor, u: tf.Tensor, weights: tf.Tensor, iteration: Any) -> tf.Tensor:
+    def inverse_loss(self, number: int, h: tf.Tensor, u: tf.Tensor, batch: Batch, iteration: Any) -> tf.Tensor:
         """The loss of an inverse on a batch: a scalar."""
         inverse, count = self.inverses[number], len(self.stages)
         if self.reconstruction in OF_DIFFERENCES and _is_random(self.inverted[number]):
@@ -174,28 +174,25 @@ class LearnedInverses(LearningRule):
             h,
             u,
             _each(self.noise, count)[number],
-            lambda like, other=0: self._draw(number + other * count, like, iteration),
+            lambda like, other=0: self._draw(number + other * count, like, batch, iteration),
         )
-        return weighted_sum(error, weights, self.reduction)
+        return weighted_sum(error, batch.weights, self.reduction)
 
-    def learn_inverses(
-        self, examples: dict[int, tuple], weights: tf.Tensor, iteration: Any = 0
-    ) -> list[tuple[tf.Tensor, keras.Variable]]:
-        """Gradients of the losses of those inverses for which there are examples."""
-        variables = [variable for number in examples for variable in self.inverses[number].trainable_variables]
-        values = [variable.value for variable in variables]
+    def learn_inverses(self, examples: dict[int, tuple], batch: Batch, iteration: Any = 0) -> list[tf.Tensor]:
+        """Gradients of the losses of those inverses for which there are examples, for their trainable variables."""
+        values = [v.value for number in examples for v in self.inverses[number].trainable_variables]
         losses = [tf.zeros((), tf.float32)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            losses += [self.inverse_loss(n, *pair, weights, iteration) for n, pair in examples.items()]
+            losses += [self.inverse_loss(n, *pair, batch, iteration) for n, pair in examples.items()]
         gradients = tape.gradient(losses, values, unconnected_gradients="zero")
-        return [(tf.convert_to_tensor(g), v) for g, v in zip(gradients, variables, strict=True)]
+        return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
-    def _draw(self, number: int, like: tf.Tensor, iteration: Any = 0) -> tf.Tensor:
-        """Standard normal noise of the seed, a number, the replica, its part, the step and the iteration in it."""
+    def _draw(self, number: int, like: tf.Tensor, batch: Batch, iteration: Any = 0) -> tf.Tensor:
+        """Standard normal noise of the seed, a number, the replica, microbatch, the step and the iteration in it."""
         context = tf.distribute.get_replica_context()
         replica = 0 if context is None else context.replica_id_in_sync_group
-        share = tf.cast(replica, tf.int64) * self.parts + tf.cast(self.part, tf.int64)
+        share = tf.cast(replica, tf.int64) * batch.microbatches + tf.cast(batch.microbatch, tf.int64)
         name = tf.constant(((self.seed or 0) << 32) + (number << 16), tf.int64) + share
         key = tf.stack([name, tf.convert_to_tensor(self.step) + tf.cast(iteration, tf.int64) * 2**40])
         return tf.cast(stateless_normal(tf.shape(like), key), like.dtype)
@@ -203,21 +200,21 @@ class LearnedInverses(LearningRule):
     # What the trainer asks for
 
     @property
-    def rehearsals(self) -> tuple[Rehearsal, ...]:
+    def feedback_loops(self) -> tuple[FeedbackLoop, ...]:
         iterations = enumerate(_each(self.feedback_iterations, len(self.stages)))
         return tuple(
-            Rehearsal(count - 1, self.inverses[number].trainable_variables, functools.partial(self._rehearse, number))
+            FeedbackLoop(count - 1, self.inverses[number].trainable_variables, functools.partial(self._iterate, number))
             for number, count in iterations
             if count > 1 and self.inverses[number] is not None
         )
 
-    def rehearsal_inputs(self, x: tf.Tensor) -> dict[int, tuple]:
+    def feedback_loop_inputs(self, x: tf.Tensor) -> dict[int, tuple]:
         with keras.StatelessScope():
-            inputs, outputs = self._forward(x)
-        return self._examples(inputs, self._activations(outputs))
+            ran = run(self.stages, x)
+        return self._examples(ran.inputs, self._activations(ran.outputs))
 
-    def _rehearse(self, number: int, inputs: dict[int, tuple], weights: tf.Tensor, iteration: tf.Tensor) -> list:
-        return [gradient for gradient, _ in self.learn_inverses({number: inputs[number]}, weights, iteration)]
+    def _iterate(self, number: int, inputs: dict[int, tuple], batch: Batch, iteration: tf.Tensor) -> list[tf.Tensor]:
+        return self.learn_inverses({number: inputs[number]}, batch, iteration)
 
     @property
     def phases(self) -> tuple[tuple[str, ...], ...]:

@@ -24,6 +24,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfbio.rules.base import Batch
 from tfbio.rules.difference_target_propagation import difference_targets
 from tfbio.rules.target_propagation import TargetPropagation
 from tfbio.serialization import register
@@ -52,7 +53,7 @@ class LocalDifferenceTargetPropagation(TargetPropagation):
         self.target_step = target_step
 
     def find_targets(
-        self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], weights: tf.Tensor
+        self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], batch: Batch
     ) -> list[tf.Tensor]:
         logits = activations[-1]
         top = logits - self.target_step * (self.loss.predict(logits) - target)

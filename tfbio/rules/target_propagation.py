@@ -24,8 +24,8 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tfbio.rules.backpropagation import regularization, weighted_loss
-from tfbio.rules.base import Update, example_weights
+from tfbio.network.stages import run, stop_gradient
+from tfbio.rules.base import Batch, Update, regularization, weighted_loss
 from tfbio.rules.learned_inverses import LearnedInverses
 from tfbio.rules.local_losses import Map, local_signal, wide
 from tfbio.rules.target_diagnostics import diagnose
@@ -48,6 +48,17 @@ def plain_targets(target: tf.Tensor, inverses: Sequence[Map]) -> list[tf.Tensor]
     for g in reversed(inverses):
         targets.insert(0, g(targets[0]))
     return targets
+
+
+def _constant(tape: tf.GradientTape) -> Map:
+    """What a stage sees of the one below: a constant that the tape watches."""
+
+    def constant(h: tf.Tensor) -> tf.Tensor:
+        h = stop_gradient(h)
+        tape.watch(h)
+        return h
+
+    return constant
 
 
 @register
@@ -86,7 +97,7 @@ class TargetPropagation(LearnedInverses):
     # What the members of the family differ in
 
     def find_targets(
-        self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], weights: tf.Tensor
+        self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], batch: Batch
     ) -> list[tf.Tensor]:
         r"""The stages' targets.
 
@@ -94,48 +105,46 @@ class TargetPropagation(LearnedInverses):
             activations: $h_1, …, h_L$.
             target: $t$, the shape of $h_L$.
             gradient: returns $\partial \ell / \partial h_{L-1}$ of each example.
-            weights: `(batch,)`.
+            batch: the examples: weights, and the part of the global batch that they are.
 
         Returns:
             $t_1, …, t_L$.
         """
         return plain_targets(target, self.inverses[1:])
 
-    def _targets(self, tape, inputs, outputs, y, weights) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    def _targets(self, tape, inputs, outputs, batch: Batch) -> list[tuple[tf.Tensor, tf.Tensor]]:
         activations, logits = self._activations(outputs), outputs[-1]
 
         def gradient() -> tf.Tensor:
-            return wide(tape.gradient(logits, inputs[-1], tf.cast(self.loss.error(y, logits), logits.dtype)))
+            return wide(tape.gradient(logits, inputs[-1], tf.cast(self.loss.error(batch.y, logits), logits.dtype)))
 
-        targets = self.find_targets(activations, self.loss.target(y, logits), gradient, weights)
+        targets = self.find_targets(activations, self.loss.target(batch.y, logits), gradient, batch)
         return [(tf.stop_gradient(h), tf.stop_gradient(t)) for h, t in zip(activations, targets, strict=True)]
 
     def targets(self, x: tf.Tensor, y: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """`(activation, target)` of each stage on a batch; the last activation is the prediction, or the logits."""
         with keras.StatelessScope(), tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            inputs, outputs = self._forward(tf.nest.map_structure(tf.convert_to_tensor, x), tape.watch)
-        return self._targets(tape, inputs, outputs, y, example_weights(x, None))
+            ran = run(self.stages, tf.nest.map_structure(tf.convert_to_tensor, x), _constant(tape))
+        return self._targets(tape, ran.inputs, ran.outputs, Batch.of(x, y))
 
-    def compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None = None) -> Update:
-        weights = example_weights(x, weights)
-        variables = self.forward_variables
-        values = [variable.value for variable in variables]
+    def update(self, batch: Batch) -> Update:
+        values = [variable.value for variable in self.forward_variables]
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(values)
-            inputs, outputs = self._forward(x, tape.watch)
-            loss = weighted_loss(self.loss, y, outputs[-1], weights)
-            penalty = regularization(self.model, weights, loss.dtype)
-        pairs = self._targets(tape, inputs, outputs, y, weights)
+            ran = run(self.stages, batch.x, _constant(tape))
+            inputs, outputs = ran.inputs, ran.outputs
+            loss = weighted_loss(self.loss, batch, outputs[-1])
+            penalty = regularization(ran, batch, loss.dtype)
+        pairs = self._targets(tape, inputs, outputs, batch)
         taught = outputs if self.targets_logits else outputs[:-1]
         losses = [penalty] if self.targets_logits else [loss, penalty]
         signals = [
-            tf.cast(self.local_scale * local_signal(h, t, weights, self.reduction), output.dtype)
+            tf.cast(self.local_scale * local_signal(h, t, batch.weights, self.reduction), output.dtype)
             for output, (h, t) in zip(taught, pairs, strict=False)
         ]
         gradients = tape.gradient([*taught, *losses], values, [*signals, *map(tf.ones_like, losses)], "zero")
-        forward = [(tf.convert_to_tensor(g), v) for g, v in zip(gradients, variables, strict=True)]
-        feedback = self.learn_inverses(self._examples(inputs, [h for h, _ in pairs]), weights)
-        return Update(outputs[-1], loss + penalty, forward, feedback)
+        feedback = self.learn_inverses(self._examples(inputs, [h for h, _ in pairs]), batch)
+        return Update(outputs[-1], loss + penalty, list(map(tf.convert_to_tensor, gradients)), feedback)
 
     def diagnostics(self, x: tf.Tensor, y: tf.Tensor) -> dict[str, tf.Tensor]:
         """The figures of `tfbio.rules.target_diagnostics`, by the name of each stage's first weighted layer."""

@@ -27,7 +27,8 @@ import tensorflow as tf
 from tfbio import feedback as feedback_weights
 from tfbio.feedback.bits import stateless_bits
 from tfbio.layers import Feedback, kernels
-from tfbio.rules.base import Update, example_weights
+from tfbio.layers.recurrent_feedback import RecurrentFeedback
+from tfbio.rules.base import Batch, Update
 from tfbio.rules.feedback_alignment import FeedbackRule
 from tfbio.serialization import register
 
@@ -64,7 +65,7 @@ class WeightMirror(FeedbackRule):
             (None: 0).
         interval: steps from one mirror step to the next.
         examples: examples of noise in a mirror step.
-        last_layer, allow_backpropagation: as in `FeedbackRule`.
+        last_layer, allow_backpropagation, output_layers: as in `FeedbackRule`.
 
     Raises:
         ValueError: `interval` or `examples` below 1.
@@ -78,13 +79,14 @@ class WeightMirror(FeedbackRule):
         interval: int = 1,
         examples: int = 64,
         last_layer: Any = "same",
-        allow_backpropagation: Iterable[str] = (),
+        allow_backpropagation: Iterable[Any] = (),
+        output_layers: Iterable[Any] | None = None,
     ):
         for name, value in {"interval": interval, "examples": examples}.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"Invalid value for `{name}`: expected a positive int, received {value!r}.")
         feedback = feedback_weights.Learned(initializer, scale, seed)
-        super().__init__(feedback, last_layer, allow_backpropagation)
+        super().__init__(feedback, last_layer, allow_backpropagation, output_layers)
         self.interval = interval
         self.examples = examples
 
@@ -92,6 +94,11 @@ class WeightMirror(FeedbackRule):
         network = super().make_network()
         self._mirrors = [layer for layer in self.feedback_layers if layer.feedback.learned]
         for layer in self._mirrors:
+            if isinstance(layer, RecurrentFeedback):
+                raise ValueError(
+                    f"Invalid value for `model`: expected layers that can be driven with noise, received the recurrent "
+                    f"cell {layer.layer.name!r}; pass allow_backpropagation=({layer.layer.name!r},)."
+                )
             if None in layer.input_shape[1:]:
                 raise ValueError(
                     f"Invalid value for `model`: a weight mirror needs inputs of a fixed size, received "
@@ -99,13 +106,12 @@ class WeightMirror(FeedbackRule):
                 )
         return network
 
-    def compute(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None = None) -> Update:
-        update = super().compute(x, y, weights)
+    def update(self, batch: Batch) -> Update:
+        update = super().update(batch)
         # Every replica sees the same noise and contributes its share of the global batch: they sum to one update.
-        share = tf.reduce_sum(example_weights(x, weights))
         estimates = [estimate for layer in self._mirrors for estimate in self._mirrored(layer)]
         learned = zip(estimates, self.feedback_variables, strict=True)
-        return update._replace(feedback=[((b.value - w) * tf.cast(share, b.dtype), b) for w, b in learned])
+        return update._replace(feedback=[(b.value - w) * tf.cast(batch.share, b.dtype) for w, b in learned])
 
     def _mirrored(self, layer: Feedback) -> list[tf.Tensor]:
         """$\\hat W$ for each of a layer's kernels."""

@@ -35,7 +35,7 @@ class Averages:
         columns = [self._loss.per_example(y, outputs)]
         if self._loss.classifies:
             columns.append(self._loss.mistakes(y, outputs))
-        sums = [tf.reduce_sum(tf.cast(column, tf.float32) * importance) for column in columns]
+        sums = [tf.reduce_sum(tf.math.multiply_no_nan(tf.cast(column, tf.float32), importance)) for column in columns]
         self.sums.assign_add(tf.cast(_rounded(tf.stack([*sums, tf.reduce_sum(importance)])), tf.float64))
 
     def result(self) -> dict[str, float]:

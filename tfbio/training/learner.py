@@ -53,7 +53,7 @@ class Learner(keras.Model):
         if self.rule.model is not None:
             self.rule = type(self.rule).from_config(self.rule.get_config())
         self.rule.build(self.model, losses.get(loss))
-        if len(self.rule.phases) > 1 or self.rule.rehearsals:
+        if len(self.rule.phases) > 1 or self.rule.feedback_loops:
             raise ValueError(
                 "Invalid value for `rule`: expected one whose variables all learn once at every step, received a "
                 f"{type(self.rule).__name__} whose variables take turns, or several steps at once, which Keras's loop "
@@ -96,7 +96,8 @@ class Learner(keras.Model):
         x, y, importance, weights = self._unpack(data)
         x = x if self.preprocessing is None else self.preprocessing(x)
         update = self.rule.compute(x, y, self.optimizer.scale_loss(weights))
-        gradients, variables = map(list, zip(*update.forward, *update.feedback, strict=True))
+        gradients = [*update.forward, *update.feedback]
+        variables = [*self.rule.forward_variables, *self.rule.feedback_variables]
         gradients, gaps = together((gradients, remaining_gaps(self.optimizer, self.rule.followers)))
         self.optimizer.apply(gradients, variables)
         follow(self.rule.followers, gaps)

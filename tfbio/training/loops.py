@@ -7,7 +7,7 @@ Without a strategy the whole step is compiled by XLA: gradients, optimizer and a
 meet the other replicas outside the compiled code, so there, one replica or more, only the rule's computation is.
 
 A rule whose groups of variables take turns has a step for each phase; what only the others need is not computed.
-A rule whose feedback gets several updates from a batch has these rehearsed before the step, each part in a loop.
+A rule whose feedback gets several updates from a batch makes all but the last before the step, in feedback loops.
 
 A step may take its batch in parts (`tfbio.training.accumulation`): one update of the parts' summed gradients.
 """
@@ -19,7 +19,7 @@ import keras
 import tensorflow as tf
 
 from tfbio.rules import LearningRule
-from tfbio.rules.base import Rehearsal
+from tfbio.rules.base import Batch, FeedbackLoop
 from tfbio.training.accumulation import in_parts
 from tfbio.training.averages import Averages
 from tfbio.training.feeds import at_least_one
@@ -97,19 +97,16 @@ class Loops:
 
     def _compute(self, phase: tuple[str, ...], part: Any, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor) -> tuple:
         """The rule's update as tensors alone: gradients of the phase's groups, in the order of the rule's variables."""
-        with self._rule.computing(part, self._parts):
-            update = self._rule.compute(x, y, weights)
-        for pairs, variables in (
-            (update.forward, self._variables("forward")),
-            (update.feedback, self._variables("feedback")),
-        ):
-            if [id(variable) for _, variable in pairs] != [id(variable) for variable in variables]:
+        update = self._rule.update(Batch(x, y, weights, tf.reduce_sum(weights), part, self._parts))
+        for group in ("forward", "feedback"):
+            expected = [tuple(variable.shape) for variable in self._variables(group)]
+            received = [tuple(gradient.shape) for gradient in getattr(update, group)]
+            if expected != received:
                 raise ValueError(
-                    f"{type(self._rule).__name__}.compute must return one gradient for each of its variables, in their "
-                    f"order; expected {[v.path for v in variables]}, received {[v.path for _, v in pairs]}."
+                    f"{type(self._rule).__name__}.update must return one gradient for each of `{group}_variables`, in "
+                    f"their order; expected shapes {expected}, received {received}."
                 )
-        gradients = {group: [gradient for gradient, _ in getattr(update, group)] for group in phase}
-        return update.outputs, update.loss, gradients
+        return update.outputs, update.loss, {group: getattr(update, group) for group in phase}
 
     def _variables(self, group: str) -> list[keras.Variable]:
         return getattr(self._rule, f"{group}_variables")
@@ -173,28 +170,28 @@ class Loops:
 
         return _graph(step, jit_compile=True) if self._jit_step else step
 
-    def _rehearsal(self, rehearsal: Rehearsal) -> Any:
+    def _feedback_loop(self, loop: FeedbackLoop) -> Any:
         """One update `(inputs, weights, iteration)` of a part of the feedback."""
-        optimizer, compute = self._feedback_optimizer, rehearsal.gradients
+        optimizer, compute = self._feedback_optimizer, loop.gradients
         if self._jit_compute:
             compute = _graph(compute, jit_compile=True)
 
         def update(inputs, weights, iteration):
-            gradients = compute(inputs, optimizer.scale_loss(weights), iteration)
+            gradients = compute(inputs, Batch.of(None, None, optimizer.scale_loss(weights)), iteration)
             gradients = globally_clipped(optimizer, together(gradients), self._replicas)
-            optimizer.apply(gradients, rehearsal.variables)
+            optimizer.apply(gradients, loop.variables)
 
         return _graph(update, jit_compile=True) if self._jit_step else update
 
-    def _rehearsing(self, feed: Any) -> Any:
-        """A function that makes all rehearsals on a batch, given what the feed takes for it."""
-        updates = [(rehearsal.count, self._rehearsal(rehearsal)) for rehearsal in self._rule.rehearsals]
+    def _feedback_loops(self, feed: Any) -> Any:
+        """A function that runs all feedback loops on a batch, given what the feed takes for it."""
+        updates = [(loop.count, self._feedback_loop(loop)) for loop in self._rule.feedback_loops]
 
         def observe(*given):
             x, _, weights, _ = self._share(feed, given)
-            return self._rule.rehearsal_inputs(self.prepare(x)), weights
+            return self._rule.feedback_loop_inputs(self.prepare(x)), weights
 
-        def rehearse(arguments):
+        def iterate(arguments):
             seen = self._strategy.run(observe, arguments)
             for count, update in updates:
 
@@ -204,15 +201,15 @@ class Loops:
 
                 tf.while_loop(lambda iteration, count=count: iteration <= count, body, [1])
 
-        return rehearse
+        return iterate
 
     def _training(self, feed: Any) -> Any:
         steps = [(phase, self._step(phase)) for phase in self._rule.phases]
-        rehearse = self._rehearsing(feed) if self._rule.rehearsals else None
+        iterate = self._feedback_loops(feed) if self._rule.feedback_loops else None
 
         def run(phase, step, arguments):
-            if rehearse and "feedback" in phase:
-                rehearse(arguments)
+            if iterate and "feedback" in phase:
+                iterate(arguments)
             shares = self._strategy.run(lambda *given: step(*self._share(feed, given)), arguments)
             return self._strategy.reduce("sum", shares, axis=None)
 

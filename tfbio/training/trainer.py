@@ -107,14 +107,14 @@ class Trainer:
             check_no_collectives(model, "accumulation_steps", accumulation_steps)
         with self.strategy.scope():
             self.rule.build(model, self.loss)
-            if accumulation_steps > 1 and self.rule.rehearsals:
+            if accumulation_steps > 1 and self.rule.feedback_loops:
                 raise ValueError(
                     f"Invalid value for `accumulation_steps`: expected 1, received {accumulation_steps}: the rule "
                     f"{type(self.rule).__name__} with several feedback iterations a batch needs all of it at once."
                 )
             mixed = "mixed_float16" in {layer.dtype_policy.name for layer in model._flatten_layers()}
             forward, feedback = self.rule.forward_variables, self.rule.feedback_variables
-            if feedback_optimizer is None and (len(self.rule.phases) > 1 or self.rule.rehearsals):
+            if feedback_optimizer is None and (len(self.rule.phases) > 1 or self.rule.feedback_loops):
                 optimizer = keras.optimizers.get(optimizer)
                 feedback_optimizer = type(optimizer).from_config(optimizer.get_config())
             if feedback_optimizer is None:

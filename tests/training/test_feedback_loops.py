@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers as L
 
 import tfbio
+from tfbio.rules.base import Batch
 
 X = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 12)
@@ -30,18 +31,17 @@ def by_hand(trainer, steps):
     rule, optimizer = trainer.rule, trainer.feedback_optimizer
     for step in range(steps):
         x, y = X[4 * (step % 3) :][:4], Y[4 * (step % 3) :][:4]
-        weights = tf.fill([4], 0.25)
         feedback = "feedback" in rule.phases[int(rule.phase(step // 3))] if len(rule.phases) > 1 else True
-        inputs = rule.rehearsal_inputs(x)  # of the weights before the step
+        inputs = rule.feedback_loop_inputs(x)  # of the weights before the step
         for number in (1, 2) if feedback else ():
             for iteration in range(1, rule.feedback_iterations[number]):
-                pairs = rule.learn_inverses({number: inputs[number]}, weights, iteration)
-                optimizer.apply(*map(list, zip(*pairs, strict=True)))
-        update = rule.compute(x, y, weights)
+                gradients = rule.learn_inverses({number: inputs[number]}, Batch.of(x, y), iteration)
+                optimizer.apply(gradients, rule.inverses[number].trainable_variables)
+        update = rule.compute(x, y)
         if feedback:
-            optimizer.apply(*map(list, zip(*update.feedback, strict=True)))
+            optimizer.apply(update.feedback, rule.feedback_variables)
         if not feedback or len(rule.phases) == 1:
-            trainer.optimizer.apply(*map(list, zip(*update.forward, strict=True)))
+            trainer.optimizer.apply(update.forward, rule.forward_variables)
         rule.step.assign_add(1)
 
 
@@ -50,7 +50,7 @@ def by_hand(trainer, steps):
     [(False, {}), (True, {}), (False, {"schedule": "alternating"})],
     ids=["graph", "xla", "alternating"],
 )
-def test_rehearsals_are_the_updates_by_hand(jit_compile, options):
+def test_feedback_loops_are_the_updates_by_hand(jit_compile, options):
     trainers = [
         make(each, feedback_optimizer=keras.optimizers.Adam(0.01), feedback_iterations=(1, 4, 3), **options)
         for each in (jit_compile, False)
@@ -63,14 +63,14 @@ def test_rehearsals_are_the_updates_by_hand(jit_compile, options):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=a.path)
 
 
-def test_one_iteration_needs_no_rehearsal():
-    assert make(feedback_iterations=1).rule.rehearsals == ()
+def test_one_iteration_needs_no_loop():
+    assert make(feedback_iterations=1).rule.feedback_loops == ()
     trainer = make(feedback_iterations=(9, 1, 3), feedback_optimizer=None)  # the first stage has no inverse
-    assert [(r.count, len(r.variables)) for r in trainer.rule.rehearsals] == [(2, 2)]
+    assert [(r.count, len(r.variables)) for r in trainer.rule.feedback_loops] == [(2, 2)]
     assert trainer.feedback_optimizer is not None
 
 
-def test_rehearsals_need_no_float32():
+def test_feedback_loops_need_no_float32():
     """The loss scale is a factor that each update's optimizer takes out again."""
     keras.config.set_dtype_policy("mixed_float16")
     results = []
