@@ -22,7 +22,6 @@ fi
 shift
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 prepare_environment
-export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"
 
 logs=runs/workers
 before=

@@ -1,5 +1,7 @@
 """Backends of Keras other than TensorFlow are refused, however they were chosen."""
 
+import os
+import subprocess
 import sys
 import types
 
@@ -26,6 +28,14 @@ def test_the_variable(keras_to_come, monkeypatch, backend):
     for allowed in ("tensorflow", ""):
         monkeypatch.setenv("KERAS_BACKEND", allowed)
         check_backend()
+
+
+@pytest.mark.parametrize("module", ["tfbio", "tfbio.layers", "tfbio.cli"])
+def test_the_package_says_it_on_import(module):
+    command = [sys.executable, "-c", f"import {module}"]
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "ImportError: tfbio needs Keras's backend 'tensorflow'" in done.stderr
 
 
 def test_the_file(keras_to_come, monkeypatch):

@@ -30,7 +30,7 @@ def errors(tmp_path):
 
     def call(module, code=0, start=START, **environment):
         (tmp_path / "tensorflow.py").write_text(f"import os\nos.write(2, b'a note\\n')\n{module}")
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path), **environment}
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": "0", **environment}
         command = [sys.executable, "-c", start]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == code, done.stderr
@@ -46,9 +46,20 @@ def test_a_machine_without_gpu_is_no_news():
     assert done.stderr == "on\n" and done.stdout == ""
 
 
+def test_a_run_says_nothing_but_its_own(tmp_path):
+    """On a machine without a GPU, from the import to the export."""
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    options = ["--gin_param=train.epochs=1", "--gin_param=train.alignment=False"]
+    for arguments in (["train", "--gin_file=quickstart.gin", *options], ["export"]):
+        command = [sys.executable, "-m", "tfbio", *arguments, f"--workdir={tmp_path}"]
+        done = subprocess.run(command, env={**environment, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 2
+
+
 def test_notes_are_shown_if_a_gpu_is_not_found(errors):
     assert errors(FINDS_NOTHING, GPU="there") == "a note\non\n"
     assert errors(FINDS_NOTHING) == "on\n"
+    assert errors(FINDS_NOTHING, GPU="there", CUDA_VISIBLE_DEVICES="") == "on\n"  # nor shall it be found
 
 
 def test_notes_are_shown_if_the_import_fails(errors):

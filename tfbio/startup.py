@@ -22,7 +22,9 @@ def import_tensorflow() -> None:
     with _errors_held_back() as show:
         import tensorflow as tf
 
-        if not tf.config.list_physical_devices("GPU") and os.path.exists("/dev/nvidiactl"):
+        found = tf.config.list_physical_devices("GPU")
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+        if not found and not hidden and os.path.exists("/dev/nvidiactl"):
             show()
 
 
