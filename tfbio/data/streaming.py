@@ -230,7 +230,7 @@ class Streaming:
 
 
 def _options() -> tf.data.Options:
-    """A thread of its own for each core; an operation on a picture is not split; no tuner (`without_tuner`)."""
+    """Threads of their own, one for each core, that don't split an operation on one picture; no tuner."""
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False
