@@ -53,7 +53,7 @@ OBJECTS = {
         "cuts": ("hidden",),
         "error": "sign",
         "storage": "broadcast",
-        "blocks": ("a", "b/*"),
+        "blocks": ("encoder/*",),
     },
     rules.DirectRandomTargetProjection: {
         "initializer": "he_normal",
@@ -61,7 +61,7 @@ OBJECTS = {
         "seed": 3,
         "cuts": ("hidden",),
         "storage": "broadcast",
-        "blocks": ("Block",),
+        "blocks": ("encoder/*",),
     },
     rules.KolenPollack: {
         "initializer": "he_normal",
