@@ -41,7 +41,7 @@ def train(strategy, make, rule):
     with strategy.scope():
         model = make()
         model(X[:2])
-        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-2)
     trainer = tfbio.Trainer(model, rule, optimizer, strategy=strategy, jit_compile=False)
     history = trainer.fit(tfbio.data.from_arrays(X, Y, 8), epochs=2, verbose=False).history
     return trainer, history["loss"]

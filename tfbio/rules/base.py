@@ -40,7 +40,8 @@ class Update(NamedTuple):
         loss: scalar, float32: the weighted sum of the examples' losses, and the network's regularisation losses.
         forward: a gradient for each of `LearningRule.forward_variables`, in their order: what an optimizer subtracts.
         feedback: the same for `LearningRule.feedback_variables`, for an optimizer of their own.
-        logs: scalars to report, by name.
+        logs: scalars to report, for each name in `LearningRule.logs` a mean over the batch's examples, whatever the
+            scale of the batch's weights.
     """
 
     outputs: Any
@@ -154,6 +155,9 @@ class LearningRule:
 
     #: What a batch's step is preceded by. Most rules have nothing of the kind.
     feedback_loops: tuple[FeedbackLoop, ...] = ()
+
+    #: Names of the scalars in `Update.logs`. Their averages over an epoch stand beside its loss.
+    logs: tuple[str, ...] = ()
 
     def __init__(self):
         self.model: keras.Model | None = None
@@ -294,7 +298,7 @@ class LearningRule:
         r"""`(b, w)`: variables $b$ of the rule's own that take the steps of the model's $w$; none by default.
 
         Whoever applies updates lets $b$ have the step that $w$'s optimizer makes, decay included, so that $w - b$
-        shrinks by the optimizer's decay alone (`tfbio.training.optimizing`).
+        shrinks by the optimizer's decay alone (`tfbio.training.updater`).
         """
         return []
 
