@@ -32,9 +32,10 @@ import numpy as np  # TensorFlow reads the log level when it is imported
 import tensorflow as tf
 from timing import machine, write
 
-from tfbio.data import decoding, pipelines, streaming
+from tfbio.data import decoding, streaming
 from tfbio.data.record_files import RecordFiles
 from tfbio.data.streaming import Streaming
+from tfbio.machine import cores
 
 SIZE = 224
 _FEATURES = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
@@ -91,7 +92,7 @@ def plain(source: RecordFiles, examples: int, batch_size: int) -> tf.data.Datase
         tf.data.TFRecordDataset, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE
     )
     # Threads and buffers are fixed, as the stream's: tuned ones grow until everything is read ahead of a turn.
-    images = records.shuffle(2048).map(decode, num_parallel_calls=pipelines.cores())
+    images = records.shuffle(2048).map(decode, num_parallel_calls=cores())
     batches = images.batch(batch_size).prefetch(2).with_options(streaming._options())
     return batches.apply(tf.data.experimental.assert_cardinality(-(-examples // batch_size)))
 

@@ -26,14 +26,14 @@ cores() {
 # A Python counts if it runs (a version manager's stub need not) and can make an environment with pip.
 _find_python() {
     local candidate
-    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.10; do
-        if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
             >/dev/null 2>&1 </dev/null; then
             echo "$candidate"
             return
         fi
     done
-    echo "No usable Python found: install Python 3.10 to 3.13 with its venv and pip modules" \
+    echo "No usable Python found: install Python 3.11 to 3.13 with its venv and pip modules" \
         "(Debian, Ubuntu: apt install python3-venv), or name one: PYTHON=/path/to/python3 $0" >&2
     return 1
 }

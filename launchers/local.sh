@@ -23,11 +23,11 @@ fi
 
 cd "$root"
 study=runs/digits
-workers=$(cores)
-if [ "$workers" -gt 4 ]; then
-    workers=4 # each takes about half a gigabyte of memory
+processes=$(cores)
+if [ "$processes" -gt 4 ]; then
+    processes=4 # each takes about half a gigabyte of memory
 fi
-run "$environment/bin/tfbio" study --gin_file=studies/digits.gin --workdir="$study" --workers="$workers"
+run "$environment/bin/tfbio" study --gin_file=studies/digits.gin --workdir="$study" --processes="$processes"
 exported=$study/digits-FC-FA/seed0
 run "$environment/bin/tfbio" export --workdir="$exported" --preprocessing
 cat <<END

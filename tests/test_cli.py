@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tfbio import cli
+from tfbio import __version__, cli
 
 SHORT = ["--gin_param=train.epochs=2", "--gin_param=train.alignment=False", "--gin_param=train.jit_compile=False"]
 
@@ -55,6 +55,8 @@ def test_a_line_an_epoch_on_a_pipe(tmp_path, capsys):
         (["train", "extra", "--gin_file=quickstart.gin"], 2, "extra"),
         (["evaluate"], 2, "needs --workdir"),
         (["report"], 2, "needs a folder"),
+        (["--workdir=runs/q"], 2, "a command is missing"),
+        (["evaluate", "--workdir=q", "--split=all"], 2, "<train|validation|test>"),
         (["train", "--gin_file=none.gin"], 1, "no file 'none.gin'"),
         (["train", "--gin_file=quickstart.gin", "--gin_param=load.name='no_such_set'"], 1, "no_such_set"),
         (["train", "--gin_file=quickstart.gin", "--gin_param=load.name='mnist'", "--data_dir=/nowhere"], 1, "mnist"),
@@ -77,9 +79,51 @@ def test_another_configuration_in_the_same_folder(finished, capsys):
     assert "other settings (optimizer)" in capsys.readouterr().err
 
 
+FLAGS = {
+    "train": {"gin_file", "gin_param", "workdir", "data_dir"},
+    "evaluate": {"gin_param", "workdir", "data_dir", "split", "best"},
+    "export": {"gin_param", "workdir", "data_dir", "preprocessing", "best"},
+    "study": {"gin_file", "gin_param", "workdir", "data_dir", "processes"},
+    "report": {"workdir"},
+}
+EXAMPLES = {
+    "gin_file": "x.gin",
+    "gin_param": "a=1",
+    "workdir": "q",
+    "data_dir": "d",
+    "split": "train",
+    "best": "true",
+    "preprocessing": "true",
+    "processes": "2",
+}
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_a_flag_of_other_commands_is_refused(command, capsys, monkeypatch):
+    monkeypatch.setitem(cli._COMMANDS, command, cli._COMMANDS[command]._replace(run=lambda rest: None))
+    for flag, value in EXAMPLES.items():
+        takers = [name for name, own in FLAGS.items() if flag in own]
+        assert tfbio(command, f"--{flag}={value}") == (0 if command in takers else 2)
+        if command not in takers:
+            sentence = capsys.readouterr().err.splitlines()[0]
+            assert sentence == f"tfbio {command}: --{flag} is a flag of {' and '.join(takers)}, not of {command}."
+
+
 def test_help(capsys):
-    assert tfbio("--help") == 0
-    assert "--gin_param" in capsys.readouterr().out
+    assert tfbio("--help") == tfbio("help") == tfbio() == 0
+    texts = capsys.readouterr().out.split("tfbio: ")[1:]
+    assert len(texts) == 3 and len(set(texts)) == 1 and all(f"tfbio {command}" in texts[0] for command in FLAGS)
+    for command, own in FLAGS.items():
+        assert tfbio(command, "--help") == tfbio("help", command) == tfbio(command, "--workdir=q", "-h") == 0
+        texts = capsys.readouterr().out.split(f"tfbio {command}: ")[1:]
+        assert len(texts) == 3 and len(set(texts)) == 1
+        assert {flag for flag in EXAMPLES if f"--{flag}:" in texts[0] or f"--[no]{flag}:" in texts[0]} == own
+    assert tfbio("help", "trian") == 2
+
+
+def test_version(capsys):
+    assert tfbio("--version") == tfbio("train", "--version") == 0
+    assert capsys.readouterr().out == 2 * f"tfbio {__version__}\n"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

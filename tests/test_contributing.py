@@ -1,4 +1,4 @@
-"""The rule that CONTRIBUTING.md shows how to write is a rule that works."""
+"""The rule and the layer that CONTRIBUTING.md shows how to write are ones that work."""
 
 import re
 from pathlib import Path
@@ -13,12 +13,33 @@ import tfbio
 _DOCUMENT = Path(__file__).parents[1] / "CONTRIBUTING.md"
 
 
-@pytest.fixture(scope="module")
-def rule_class():
-    (code,) = re.findall(r"^```python\n(.*?)^```", _DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def _example(name):
+    """What the example that defines `name` makes."""
+    examples = re.findall(r"^```python\n(.*?)^```", _DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (code,) = (example for example in examples if f"class {name}(" in example)
     namespace = {"__name__": "contributed"}
     exec(compile(code, str(_DOCUMENT), "exec"), namespace)
-    return namespace["SignDirectFeedback"]
+    return namespace[name]
+
+
+@pytest.fixture(scope="module")
+def rule_class():
+    return _example("SignDirectFeedback")
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa", "wm"])
+def test_rules_train_the_layer(rule, float64):
+    layer = _example("Mixing")(4, "tanh")
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(5, "tanh"), layer, keras.layers.Dense(3)])
+    built = tfbio.rules.get(rule)
+    built.build(model, "softmax_cross_entropy")
+    x, y = np.random.RandomState(0).randn(6, 5), np.arange(6) % 3
+    assert all(np.abs(gradient).max() > 0 for gradient in built.compute(x, y).forward)
+    if rule == "dfa":
+        assert len(built.stages) == 3
+    else:
+        (kernel, feedback) = built.feedback_layers[1].pairs[0]
+        assert kernel is layer.mixing and feedback is not kernel
 
 
 def _model():

@@ -1,7 +1,10 @@
 """What a wheel holds, read from setuptools without building one."""
 
 import os
+import re
 import runpy
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,3 +50,16 @@ def test_wheel_carries_every_package(distribution):
 
 def test_version_is_the_library_s(distribution):
     assert distribution.get_version() == tfbio.__version__
+
+
+def test_the_lowest_versions_are_those_of_setup(distribution, tmp_path):
+    for name in ("setup.py", "pyproject.toml", "launchers/_environment.sh", ".ci/lowest"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(_ROOT / name, tmp_path / name)
+    environment = {**os.environ, "dry_run": "1"}
+    done = subprocess.run(
+        [".ci/lowest", "tests/rules"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and done.stdout.splitlines()[-1].endswith("tests/rules "), done.stderr
+    expected = [re.sub(r"\[.*\]", "", requirement).replace(">=", "==") for requirement in distribution.install_requires]
+    assert (tmp_path / ".venv-lowest.txt").read_text().split() == expected and len(expected) > 8

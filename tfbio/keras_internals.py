@@ -11,6 +11,7 @@ from keras.src.trainers.compile_utils import CompileMetrics
 from keras.src.utils.python_utils import pythonify_logs
 
 __all__ = [
+    "attributes",
     "CompileMetrics",
     "apply_reduced",
     "build_metrics",
@@ -81,6 +82,20 @@ def changed(layer: keras.layers.Layer, attribute: str, value: Any) -> Iterator[N
         yield
     finally:
         setattr(layer, attribute, before)
+
+
+@contextlib.contextmanager
+def attributes(layer: keras.layers.Layer, **values: Any) -> Iterator[None]:
+    """Gives attributes of `layer` other values while its call is traced, behind Keras's tracker."""
+    own = vars(layer)
+    before = {name: own[name] for name in values if name in own}
+    own.update(values)
+    try:
+        yield
+    finally:
+        for name in values.keys() - before.keys():
+            own.pop(name)
+        own.update(before)
 
 
 def replaced_call(layer: keras.layers.Layer, call: Callable) -> Callable[[], None]:

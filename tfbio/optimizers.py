@@ -6,22 +6,41 @@ r"""Update rules of this literature, as Keras optimizers.
 | `NoSignChangeSGD` | no weight crosses zero | code of Xiao et al. 2018 (arXiv:1811.03567) |
 | `NormConstrainedSGD` | each kernel keeps its norm | Moskovitz et al. 2018 (arXiv:1812.06488), as in BioTorch |
 
-They take any rule's updates. Under replicas each acts on the sum of all replicas' gradients.
+They take any rule's updates. Kernels are what `tfbio.layers.kernels` says of the model's layers: of dense, einsum,
+convolutional and locally connected ones, and of your own. All other weights (biases, what normalisation learns, PReLU's
+slopes, scales, embeddings) are free. Under replicas each acts on the sum of all replicas' gradients.
 """
 
+import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfbio.layers.traits import is_weighted, kernels
 from tfbio.serialization import register
 
 __all__ = ["BatchManhattan", "NoSignChangeSGD", "NormConstrainedSGD"]
 
 
+def mark_kernels(layers: Iterable[keras.layers.Layer]) -> None:
+    """Tells the optimizers of this module which of the layers' weights are kernels: those that mix inputs.
+
+    An optimizer sees variables alone, so that each carries the answer of `tfbio.layers.traits`. Rules mark the kernels
+    of the model that they are built for; a variable that was never marked goes by its name, as Keras gives it.
+    """
+    layers = list(layers)
+    for variable in [weight for layer in layers for weight in layer.weights]:
+        variable.is_kernel = False
+    for layer in filter(is_weighted, layers):
+        with contextlib.suppress(ValueError):  # LoRA or quantisation: it has no plain kernel
+            for kernel in kernels(layer):
+                kernel.is_kernel = True
+
+
 def _is_kernel(variable: keras.Variable) -> bool:
-    """True for weights that join units, false for biases and for what normalisation learns, over several axes too."""
-    return len(variable.shape) > 1 and variable.name not in ("bias", "beta", "gamma")
+    return getattr(variable, "is_kernel", variable.name.endswith("kernel"))
 
 
 @register
@@ -62,15 +81,11 @@ class BatchManhattan(keras.optimizers.SGD):
 class _KernelSGD(keras.optimizers.SGD):
     """SGD that mends each kernel behind its step."""
 
-    def build(self, variables: list[keras.Variable]) -> None:
-        super().build(variables)
-        self._kernels = [_is_kernel(variable) for variable in variables]
-
     def update_step(self, gradient: tf.Tensor, variable: Any, learning_rate: tf.Tensor) -> None:
         index = self._get_variable_index(variable)
         before = tf.identity(variable)
         super().update_step(gradient, variable, learning_rate)
-        if self._kernels[index]:
+        if _is_kernel(self._trainable_variables[index]):
             self.assign(variable, self.mended(tf.convert_to_tensor(variable), before, index))
 
     def mended(self, after: tf.Tensor, before: tf.Tensor, index: int) -> tf.Tensor:
@@ -80,7 +95,7 @@ class _KernelSGD(keras.optimizers.SGD):
 
 @register
 class NoSignChangeSGD(_KernelSGD):
-    """SGD under which kernels keep their signs: a weight that would cross zero stops at ±1e-10. Biases are free.
+    """SGD under which kernels keep their signs: a weight that would cross zero stops at ±1e-10.
 
     With signs that never change, fixed feedback of the first signs is sign symmetry for ever.
 
@@ -99,7 +114,7 @@ class NormConstrainedSGD(_KernelSGD):
 
     $$ W \leftarrow W' \, \lVert W_0 \rVert / \lVert W' \rVert $$
 
-    with $W'$ what SGD makes of $W$. Biases are free.
+    with $W'$ what SGD makes of $W$. Kernels that were zero then have no norm to keep, and are free, as is all else.
 
     Args:
         learning_rate, momentum, nesterov, weight_decay, …: as in `keras.optimizers.SGD`.
@@ -114,4 +129,5 @@ class NormConstrainedSGD(_KernelSGD):
             self._norms.append(norm)
 
     def mended(self, after: tf.Tensor, before: tf.Tensor, index: int) -> tf.Tensor:
-        return after * tf.math.divide_no_nan(tf.convert_to_tensor(self._norms[index].value), tf.norm(after))
+        first = tf.convert_to_tensor(self._norms[index].value)
+        return tf.where(first > 0, after * tf.math.divide_no_nan(first, tf.norm(after)), after)

@@ -12,7 +12,7 @@ import pytest
 
 import tfbio
 from tfbio.experiments import config
-from tfbio.experiments.assembly import Assembly
+from tfbio.experiments.build import BuiltRun
 from tfbio.training import strategies
 
 TREE = Path(tfbio.__file__).parent.parent / "gin"
@@ -120,7 +120,7 @@ def test_runs_take_a_step(file, tiny_data, tmp_path):
     assert result["labels"]["rule"] == (rule_of(file) or "FeedbackAlignment")
     # What was asked for, in full, can be parsed again and is the same run.
     config.parse([str(tmp_path / "config.gin")], [])
-    is_as_called(file, Assembly(config.load_run()).describe())
+    is_as_called(file, BuiltRun(config.load_run()).describe())
     assert "train.epochs = 1" in (tmp_path / "operative_config.gin").read_text()
 
 
@@ -135,12 +135,12 @@ def test_every_other_run_is_built(file, tiny_data, monkeypatch):
         *["SIZE = 64"] * any(name in file for name in PHOTOGRAPHS),
     ]
     config.parse([file], params)
-    parts = Assembly(config.load_run())
-    is_as_called(file, parts.describe())
+    built = BuiltRun(config.load_run())
+    is_as_called(file, built.describe())
     if file.endswith(("cifar10/lc/dtp_parallel.gin", "cifar10/lc/ao_sdtp_alternating.gin")):
-        variables = [*parts.trainer.model.trainable_variables, *parts.trainer.rule.feedback_variables]
+        variables = [*built.trainer.model.trainable_variables, *built.trainer.rule.feedback_variables]
         before = [variable.numpy() for variable in variables]
-        parts.trainer.fit(parts.train_data, epochs=2, steps_per_epoch=1, verbose=False)  # an epoch for each turn
+        built.trainer.fit(built.train_data, epochs=2, steps_per_epoch=1, verbose=False)  # an epoch for each turn
         for value, variable in zip(before, variables, strict=True):
             assert np.isfinite(variable.numpy()).all() and np.abs(value - variable.numpy()).max() > 0, variable.path
 

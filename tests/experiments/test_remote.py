@@ -11,8 +11,7 @@ from etils.epath import backend, gpath, register
 
 import tfbio
 from tfbio.analysis.report import report
-from tfbio.experiments import config
-from tfbio.experiments import processes as workers
+from tfbio.experiments import config, processes
 from tfbio.experiments import run as runs
 from tfbio.training import Checkpoints, TrainingInterrupted
 
@@ -97,9 +96,9 @@ def test_gin_files_come_from_buckets_too(bucket, monkeypatch):
 
 
 def test_what_a_study_s_cell_prints_reaches_the_bucket(bucket, capfd):
-    path = workers.Path(f"{bucket}/cell/log.txt")
+    path = processes.Path(f"{bucket}/cell/log.txt")
     for text in ("first", "second"):
-        with workers._output_to(path):
+        with processes._output_to(path):
             os.write(1, f"{text}\n".encode())
     assert path.read_text() == "first\nsecond\n"
     assert capfd.readouterr().out == ""

@@ -54,7 +54,7 @@ def pids(workdir):
     return [path.read_text().split()[0] for path in sorted(workdir.glob("*/*/calls.txt"))]
 
 
-def test_cells_run_in_one_worker_and_are_skipped_afterwards(tmp_path, capfd):
+def test_cells_run_in_one_process_and_are_skipped_afterwards(tmp_path, capfd):
     axes = {"network": {"fc": "fc.gin"}, "rule": RULES}
     text = run(tmp_path, axes, base="base.gin", seeds=(0, 1), params=["train.epochs=3"])
     assert text == (tmp_path / "report.md").read_text() and "| fc | fa | 2 |" in text
@@ -104,11 +104,11 @@ def test_failures_leave_their_reason_stop_nothing_and_are_tried_again(tmp_path, 
     assert len((work / "good/seed0/calls.txt").read_text().splitlines()) == 1
 
 
-def test_two_workers_run_at_the_same_time_with_half_the_cores_each(tmp_path, monkeypatch):
+def test_two_processes_run_at_the_same_time_with_half_the_cores_each(tmp_path, monkeypatch):
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    run(tmp_path, {"rule": RULES}, params="act=meet", workers=2)
+    run(tmp_path, {"rule": RULES}, params="act=meet", processes=2)
     calls = [path.read_text().split() for path in tmp_path.glob("*/*/calls.txt")]
     assert len({pid for pid, _ in calls}) == 2
     assert {threads for _, threads in calls} == {"3"}
@@ -116,7 +116,7 @@ def test_two_workers_run_at_the_same_time_with_half_the_cores_each(tmp_path, mon
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_study_lets_its_workers_checkpoint(tmp_path, number, code):
+def test_an_interrupted_study_lets_its_processes_checkpoint(tmp_path, number, code):
     script, here = tmp_path / "main.py", Path(__file__).parent
     script.write_text(
         f"import sys; sys.path[:0] = {[str(here), str(here.parents[1])]!r}\n"
@@ -134,24 +134,24 @@ def test_an_interrupted_study_lets_its_workers_checkpoint(tmp_path, number, code
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.05)
         if number == signal.SIGINT:
-            os.killpg(process.pid, number)  # as a terminal does: to parent and worker
+            os.killpg(process.pid, number)  # as a terminal does: to parent and child
         else:
             process.send_signal(number)
         assert process.wait(30) == code
     finally:
         process.kill()
     assert (tmp_path / "fa/seed0/checkpoint").read_text() == "saved"
-    worker = int((tmp_path / "fa/seed0/calls.txt").read_text().split()[0])
+    child = int((tmp_path / "fa/seed0/calls.txt").read_text().split()[0])
     with pytest.raises(ProcessLookupError):
-        os.kill(worker, 0)
+        os.kill(child, 0)
     assert not (tmp_path / "fa/seed0/failure.txt").exists()
 
 
 @pytest.fixture
 def finished(tmp_path, monkeypatch):
-    """A study whose cells finish without processes."""
+    """A study whose cells finish without child processes."""
 
-    def run_cells(workdir, cells, total, workers, run_cell):
+    def run_cells(workdir, cells, total, processes, run_cell):
         for cell in cells:
             (workdir / cell.folder).mkdir(parents=True)
             result = {"labels": cell.labels, "seed": cell.seed, "final": {"test_error": 0.1}}
@@ -192,9 +192,9 @@ def test_a_broken_study_file_is_said(finished):
         ({"axes": {"rule": {"a/b": "bp.gin"}}}, "received 'a/b'"),
         ({"axes": {"rule": {"..": "bp.gin"}}}, "name folders"),
         ({"axes": {"a": {"x-y": [], "x": []}, "b": {"z": [], "y-z": []}}}, "both"),
-        ({"seeds": (0, 0)}, "different whole numbers"),
-        ({"seeds": ()}, "different whole numbers"),
-        ({"workers": 0}, "at least 1"),
+        ({"seeds": (0, 0)}, "different integers"),
+        ({"seeds": ()}, "different integers"),
+        ({"processes": 0}, "a positive integer"),
         ({"base": "a.b=1"}, "in `base`"),
         ({"params": "a.gin"}, "in `params`"),
     ],

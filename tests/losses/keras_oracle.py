@@ -17,9 +17,13 @@ def gradients(model, loss, x, y, sample_weight=None, loss_weights=None):
     return [b - a for b, a in zip(before, after, strict=True)]
 
 
-def assert_same_gradients(model, loss, x, y, sample_weight=None, loss_weights=None, given=None):
-    """Backpropagation with a loss equals Keras's own step, also where examples differ in weight."""
-    expected = gradients(model, loss, x, y, sample_weight, loss_weights)
+def assert_same_gradients(model, loss, x, y, sample_weight=None, loss_weights=None, given=None, keras_weight=None):
+    """Backpropagation with a loss equals Keras's own step, also where examples differ in weight.
+
+    `given` is the loss as we take it, `keras_weight` the sample weights as Keras takes them, where they differ.
+    """
+    weight = sample_weight if keras_weight is None else keras_weight
+    expected = gradients(model, loss, x, y, weight, loss_weights)
     rule = tfbio.rules.Backpropagation()
     rule.build(model, loss if given is None else given)
     weights = factors(rule, x, y, np.ones(len(x)) if sample_weight is None else sample_weight)

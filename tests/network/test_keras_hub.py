@@ -55,11 +55,8 @@ def retinanet():
     backbone = hub.models.RetinaNetBackbone(
         image_encoder=encoder, min_level=3, max_level=7, use_p5=False, image_shape=(64, 64, 3)
     )
-    labels = hub.layers.RetinaNetLabelEncoder(
-        bounding_box_format="xyxy", min_level=3, max_level=7, num_scales=3, aspect_ratios=[0.5, 1.0, 2.0]
-    )
     model = hub.models.RetinaNetObjectDetector(
-        backbone=backbone, num_classes=4, bounding_box_format="xyxy", label_encoder=labels, preprocessor=None
+        backbone=backbone, num_classes=4, bounding_box_format="xyxy", preprocessor=None
     )
     return model, images(64)
 

@@ -93,11 +93,11 @@ def test_a_rule_whose_build_failed_is_built_with_another_model(name):
     rule.build(dense(), "softmax_cross_entropy")
 
 
-@pytest.mark.parametrize("name", ["dfa", "dtp"])
-def test_a_rule_whose_setup_failed_is_built_with_another_model(name):
+@pytest.mark.parametrize("name, sentence", [("dfa", "cut the subclassed"), ("dtp", "subclassed.*Backpropagation")])
+def test_a_rule_whose_setup_failed_is_built_with_another_model(name, sentence):
     rule, model = tfbio.rules.get(name), Subclassed()
     model(np.zeros((1, 4)))
-    with pytest.raises(ValueError, match="received the subclassed Subclassed.*Backpropagation"):
+    with pytest.raises(ValueError, match=sentence):
         rule.build(model, "softmax_cross_entropy")
     rule.build(dense(), "softmax_cross_entropy")
 
@@ -114,10 +114,10 @@ def test_models_that_are_none(name):
             tfbio.rules.get(name).build(model, "softmax_cross_entropy")
 
 
-@pytest.mark.parametrize("name", ["dfa", "dtp"])
+@pytest.mark.parametrize("name", ["drtp", "dtp"])
 def test_several_outputs_are_refused(name):
     x = keras.Input((4,))
-    with pytest.raises(ValueError, match="expected one output, received 2"):
+    with pytest.raises(ValueError, match="expected one output, received 2|received losses of several outputs"):
         tfbio.rules.get(name).build(keras.Model(x, [L.Dense(2)(x), L.Dense(3)(x)]), "mean_squared_error")
 
 
@@ -129,16 +129,8 @@ def test_backpropagation_trains_a_subclassed_model():
     assert len(rule.compute(np.ones((2, 4), "float32"), np.array([0, 1])).forward) == 2
 
 
-@ALL
-def test_losses_that_are_not_canonical_are_refused(name):
-    with pytest.raises(ValueError, match="expected a canonical loss.*keras.losses.SparseCategoricalCrossentropy"):
-        tfbio.rules.get(name).build(dense(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    with pytest.raises(ValueError, match="Invalid value for `loss`.*'sparse_categorical_crossentropy'"):
-        tfbio.rules.get(name).build(dense(), "sparse_categorical_crossentropy")
-
-
 def test_layers_without_feedback_are_refused_by_name_unless_allowed():
-    model = keras.Sequential([keras.Input((5, 4)), L.LSTM(6, name="memory"), L.Dense(3)])
+    model = keras.Sequential([keras.Input((5, 4)), L.LSTM(6, dropout=0.1, name="memory"), L.Dense(3)])
     with pytest.raises(ValueError, match=r"'memory' \(LSTM\).*allow_backpropagation=\('memory',\)"):
         tfbio.rules.FeedbackAlignment().build(model, "softmax_cross_entropy")
     with pytest.raises(ValueError, match=r"allow_backpropagation.*\['memroy'\]"):
@@ -148,6 +140,7 @@ def test_layers_without_feedback_are_refused_by_name_unless_allowed():
     x, y = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32"), np.array([0, 1])
     exact = tfbio.rules.Backpropagation()
     exact.build(model, "softmax_cross_entropy")
+    model.get_layer("memory").cell.dropout = 0.0  # for the comparison
     for a, b in zip(rule.compute(x, y).forward, exact.compute(x, y).forward, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)  # the only other layer is the last, symmetric one
 

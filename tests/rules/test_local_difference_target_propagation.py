@@ -65,7 +65,8 @@ def test_feedback_iterations_turn_the_update_to_backpropagation():
 def test_noise_of_each_iteration_is_its_own():
     rule = build(linear(4, 300, 3))
     like = tf.zeros((50, 300))
-    draws = [rule._draw(*key).numpy().ravel() for key in ((1, like), (1, like, 1), (1, like, 2), (3, like))]
+    batch = Batch.of(like, like)
+    draws = [rule._draw(n, like, batch, iteration).numpy().ravel() for n, iteration in ((1, 0), (1, 1), (1, 2), (3, 0))]
     assert np.abs(np.corrcoef(draws) - np.eye(4)).max() < 0.05
 
 

@@ -16,6 +16,7 @@ from tfbio.analysis import report
 from tfbio.analysis.alignment import alignment
 from tfbio.experiments import config
 from tfbio.layers import LocallyConnected2D
+from tfbio.rules.base import Batch
 
 spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("numpy_target_propagation.py"))
 reference = importlib.util.module_from_spec(spec)
@@ -385,11 +386,12 @@ def test_noise_is_standard_normal_and_a_function_of_seed_stage_and_step(float64)
     model = dense(400, 300, 300, 300, 3)
     rule, same, other = build("sdtp", model, seed=1), build("sdtp", model, seed=1), build("sdtp", model, seed=2)
     like = tf.zeros((50, 300), "float64")
-    draw = rule._draw(1, like).numpy()
+    batch = Batch.of(like, like)
+    draw = rule._draw(1, like, batch).numpy()
     assert abs(draw.mean()) < 0.05 and abs(draw.std() - 1) < 0.05 and np.abs(np.corrcoef(draw[:2])[0, 1]) < 0.3
-    np.testing.assert_array_equal(draw, same._draw(1, like))
+    np.testing.assert_array_equal(draw, same._draw(1, like, batch))
     rule.step.assign_add(1)
-    for another in (rule._draw(1, like), same._draw(2, like), other._draw(1, like)):
+    for another in (rule._draw(1, like, batch), same._draw(2, like, batch), other._draw(1, like, batch)):
         assert abs(np.corrcoef(draw.ravel(), another.numpy().ravel())[0, 1]) < 0.05
 
 

@@ -37,7 +37,7 @@ def learning_curves(runs: Sequence[Run]) -> bytes | None:
     with_angle = any("angle/total" in record for run in runs for record in run.metrics)
 
     # The object interface, not pyplot: no global state, no window system, nothing to close.
-    from matplotlib.figure import Figure  # 0.5 s that a worker of a study need not spend
+    from matplotlib.figure import Figure  # 0.5 s to import, and a study's child processes draw nothing
     from matplotlib.lines import Line2D
 
     across = min(len(panels), _PANELS_ACROSS)

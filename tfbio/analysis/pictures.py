@@ -1,4 +1,4 @@
-"""What all pictures of this room share: curves over epochs, colours, and small PNG files."""
+"""What all pictures share: curves over epochs, colours, and small PNG files."""
 
 import io
 import math
@@ -59,7 +59,7 @@ def draw(axis: Any, points: tuple, look: tuple[str, str], linestyle: str = "-", 
 
 def png(figure: Any) -> bytes:
     """A matplotlib figure as a PNG picture of less than 200 kB."""
-    from PIL import Image  # here, for a worker of a study need not spend the time
+    from PIL import Image  # here, because a study's child processes draw nothing
 
     for dpi in (110, 80, 55, 40, 25):
         full, picture = io.BytesIO(), io.BytesIO()

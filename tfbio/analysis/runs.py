@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from etils.epath import Path
-from scipy.special import stdtrit
 
 from tfbio.files import read_lines
 
@@ -119,6 +118,8 @@ def estimate(values: Iterable[float]) -> Estimate:
     values = [float(value) for value in values]
     if len(values) < 2:
         return Estimate(values[0], None, 1)
+    from scipy.special import stdtrit  # 0.2 s to import, and a single run does not need it
+
     error = statistics.stdev(values) / math.sqrt(len(values))
     return Estimate(statistics.fmean(values), float(stdtrit(len(values) - 1, 0.975)) * error, len(values))
 

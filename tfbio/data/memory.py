@@ -21,7 +21,8 @@ import tensorflow as tf
 
 from tfbio.data import augmentation as augmentations
 from tfbio.data import randomness
-from tfbio.data.pipelines import cores, untuned
+from tfbio.data.pipelines import without_tuner
+from tfbio.machine import cores
 
 __all__ = ["InMemory", "from_arrays", "memory_of"]
 
@@ -199,7 +200,7 @@ class InMemory:
             lambda: [next(passes)], output_signature=tf.TensorSpec(shape=(), dtype=tf.int64)
         )
         dataset = epochs.flat_map(self.batches).apply(tf.data.experimental.assert_cardinality(self.steps_per_epoch))
-        dataset = untuned(dataset.prefetch(2))
+        dataset = without_tuner(dataset.prefetch(2))
         setattr(dataset, _ATTRIBUTE, self)
         return dataset
 

@@ -1,18 +1,11 @@
 """How TensorFlow runs a pipeline of data."""
 
-import os
-
 import tensorflow as tf
 
-__all__ = ["cores", "untuned"]
+__all__ = ["without_tuner"]
 
 
-def cores() -> int:
-    """Cores that this process may use, which on shared machines are fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def without_tuner(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """A data set without TensorFlow's tuner, unless its maker turned that on.
 
     The tuner's thread sleeps longer and longer between two looks, up to a minute, and who drops an iterator waits for

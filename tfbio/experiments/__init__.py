@@ -1,1 +1,1 @@
-"""One run, many runs, and their folders: what the console command does. `config` alone knows gin."""
+"""Runs and studies in their directories: what the console command does. Only `config` depends on gin."""

@@ -1,8 +1,8 @@
-"""gin: the only room that knows it.
+"""Reads gin files, and runs the commands that they configure. No other module depends on gin.
 
-Three things can be set in a gin file: the settings of a run (`train.<attribute of tfbio.experiments.run.Run>`), those
-of a study (`study.<argument>`), and the arguments of whatever they refer to (`@Adam`, `@FeedbackAlignment`,
-`@fully_connected`, `@load`, …). Everything is resolved before a run is built; no step function ever asks gin.
+A gin file sets three things: the settings of a run (`train.<attribute of tfbio.experiments.run.Run>`), those of a study
+(`study.<argument>`), and the arguments of what these refer to (`@Adam`, `@FeedbackAlignment`, `@fully_connected`,
+`@load`, …). All values are resolved before a run is built; training never reads gin.
 
 Files are found by path, or by their name in the `gin/` folder that is installed with the package.
 """
@@ -22,6 +22,7 @@ from etils import epath
 from tfbio import data, feedback, losses, models, optimizers, rules
 from tfbio.experiments import run as runs
 from tfbio.experiments import study as studies
+from tfbio.experiments.gin_internals import own_message, read_no_package_files
 from tfbio.files import is_remote
 from tfbio.training.strategies import is_there
 
@@ -39,7 +40,7 @@ _INITIALIZERS += ("RandomNormal", "RandomUniform", "VarianceScaling", "Zeros")
 
 
 def _register() -> None:
-    """Makes classes and functions known to gin as they are: none of them is changed."""
+    """Makes classes and functions known to gin, without changing them."""
 
     def add(module: str, source: Any, names: Sequence[str]) -> None:
         for name in names:
@@ -59,12 +60,7 @@ def _register() -> None:
 
 
 _register()
-
-# gin also looks for files as resources of Python packages, and takes any folder named like the first part of a path for
-# one: beside an ordinary `runs/` folder it would fail on `runs/base.gin`. Paths and the installed tree are all we want.
-gin.config._FILE_READERS[:] = [
-    reader for reader in gin.config._FILE_READERS if reader[1] is not gin.resource_reader.system_path_file_exists
-]
+read_no_package_files()
 
 
 def _is_file(path: str) -> bool:
@@ -75,23 +71,23 @@ gin.config.register_file_reader(tf.io.gfile.GFile, _is_file)  # files in buckets
 
 
 def gin_folders() -> list[Path]:
-    """Where gin files are looked for, in order: the current folder, then the installed tree."""
+    """Returns the folders that gin files are searched in: the current one, then the installed tree."""
     package = Path(__file__).parents[1]
     return [Path.cwd(), *(folder for folder in (package / "gin", package.parent / "gin") if folder.is_dir())]
 
 
 def parse(files: Sequence[str], params: Sequence[str]) -> str:
-    """Reads gin files and bindings, the later over the earlier, and nothing that was read before.
+    """Replaces the configuration by that of some gin files and bindings. Later ones win.
 
     Args:
-        files: paths, or names below a `gin/` folder (`quickstart.gin`).
-        params: bindings, `train.epochs=5`.
+        files: paths, or names in the gin tree (`quickstart.gin`).
+        params: bindings, such as `train.epochs=5`.
 
     Returns:
-        The whole configuration as gin text, fit to be parsed again.
+        The whole configuration as gin text, which can be parsed again.
 
     Raises:
-        ConfigError: a file that can't be found, or a name or value that gin does not know.
+        ConfigError: a file can't be found, or gin does not know a name or value.
     """
     gin.clear_config()
     for folder in gin_folders():
@@ -124,12 +120,12 @@ def _check_exists(file: str) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """gin's message on one line."""
-    return " ".join(str(error).split())
+    """Returns gin's message on one line."""
+    return " ".join(own_message(error).split())
 
 
 def load_run() -> runs.Run:
-    """The run that the parsed configuration describes.
+    """Returns the settings of the run that the parsed configuration describes.
 
     Raises:
         ConfigError: a required value is missing, or a value does not fit.
@@ -141,13 +137,19 @@ def load_run() -> runs.Run:
 
 
 def run_train(gin_files: Sequence[str], bindings: Sequence[str], workdir: str, quiet: bool = False) -> dict[str, Any]:
-    """Parses, trains in `workdir`, and leaves `config.gin` (asked) and `operative_config.gin` (used) there.
+    """Trains a run, and writes `config.gin` (asked) and `operative_config.gin` (used) into its work directory.
+
+    Args:
+        gin_files: as for `parse`.
+        bindings: as for `parse`.
+        workdir: the run directory.
+        quiet: print nothing.
 
     Returns:
         The content of `result.json`.
 
     Raises:
-        ConfigError: as `parse` and `load_run`; further errors as `tfbio.experiments.run.train`.
+        ConfigError: as `parse` and `load_run`. Other errors are those of `tfbio.experiments.run.train`.
     """
     asked = parse(gin_files, bindings)
     run = load_run()
@@ -161,20 +163,20 @@ def run_train(gin_files: Sequence[str], bindings: Sequence[str], workdir: str, q
 
 
 def train_cell(gin_files: Sequence[str], bindings: Sequence[str], workdir: str) -> None:
-    """Trains a cell of a study; called in a worker process."""
+    """Trains a cell of a study. It is called in a child process."""
     run_train(gin_files, bindings, workdir, quiet=True)
 
 
 def run_evaluate(workdir: str, params: Sequence[str], split: str, best: bool) -> dict[str, float]:
-    """The figures of a run directory on a split; `params` may rebind, say, `load.data_dir`.
+    """Evaluates a run directory on a split. `params` are bindings that win over the recorded ones (`load.data_dir`).
 
-    What was trained by many processes, or on a TPU, is evaluated and exported on one device where these are not there.
+    A run that was trained by several workers, or on a TPU, is evaluated on one device where these are missing.
     """
     return runs.evaluate(workdir, _recorded_run(workdir, params), split, best)
 
 
 def run_export(workdir: str, params: Sequence[str], preprocessing: bool, best: bool) -> tuple[str, str]:
-    """Exports a run directory; returns the paths of the `.keras` file and the SavedModel."""
+    """Exports a run directory. Returns the paths of the `.keras` file and the SavedModel."""
     return runs.export(workdir, _recorded_run(workdir, params), preprocessing, best)
 
 
@@ -191,14 +193,21 @@ def _recorded_run(workdir: str, params: Sequence[str]) -> runs.Run:
     return run
 
 
-def run_study(gin_files: Sequence[str], params: Sequence[str], workdir: str, workers: int | None) -> str:
-    """Parses and runs a study; `params` that don't begin with `study.` are passed on to every cell.
+def run_study(gin_files: Sequence[str], params: Sequence[str], workdir: str, processes: int | None) -> str:
+    """Runs a study.
+
+    Args:
+        gin_files: as for `parse`.
+        params: bindings. Those that don't begin with `study.` go to every cell.
+        workdir: the study's folder.
+        processes: as for `tfbio.experiments.study.study`; None takes `study.processes`.
 
     Returns:
         The report, in Markdown.
 
     Raises:
-        ConfigError: as `parse`, or there is no study in it; further errors as `tfbio.experiments.study.study`.
+        ConfigError: as `parse`, or the files configure no study. Other errors are those of
+            `tfbio.experiments.study.study`.
     """
     own = [param for param in params if param.startswith("study.")]
     parse(gin_files, own)
@@ -207,11 +216,11 @@ def run_study(gin_files: Sequence[str], params: Sequence[str], workdir: str, wor
     if "axes" not in asked:
         raise ConfigError(
             f"Invalid value for `gin_file`: expected one that binds `study.axes`, received {', '.join(gin_files)}. "
-            "There are some in studies/ of the gin tree; a single run is trained by tfbio train."
+            "The gin tree has some in studies/. tfbio train trains a single run."
         )
     arguments = {"run_cell": train_cell, "params": [*_as_list(asked.get("params", ())), *cells]}
-    if workers is not None:
-        arguments["workers"] = workers
+    if processes is not None:
+        arguments["processes"] = processes
     try:
         configured = gin.get_configurable("study")
     except ValueError as error:

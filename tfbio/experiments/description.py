@@ -1,7 +1,7 @@
-"""What a run is, as plain data: two processes that make the same run describe it alike, and what differs can be named.
+"""Describes runs as plain data, so that two runs can be compared and the difference can be named.
 
-Keras numbers the names of layers by all that a process has made before (`dense_7`), so no description holds them: a
-layer is known by its place in its model.
+A description holds no names of layers, because Keras numbers them by what else a process has made (`dense_7`). It
+identifies a layer by its index in its model.
 """
 
 import warnings
@@ -14,23 +14,23 @@ from tfbio.data import memory_of, stream_of
 
 __all__ = ["batches", "differences", "nameless", "network"]
 
-#: Where a class is defined, and what Keras derives from the rest: neither says what a network computes.
+#: Where a class is defined, and what Keras derives from other keys: they don't change what a network computes.
 _LEFT_OUT = ("name", "module", "registered_name", "build_config", "compile_config")
 
 
 def network(model: keras.Model) -> Any:
-    """A model's architecture: every layer's settings, and how they are connected.
+    """Describes a model's architecture: every layer's settings, and how they are connected.
 
     Args:
         model: any Keras model.
 
     Returns:
-        plain data without names; None for a model that Keras can't serialize. Of a lambda there is no more than that it
-        is one, since its code holds the lines of the file that it was read from.
+        Plain data without names; None for a model that Keras can't serialize. A lambda is described as a lambda only,
+        because its code holds the line numbers of its source file.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a lambda is unsafe to load: nothing is
+            warnings.simplefilter("ignore")  # says that a lambda is unsafe to load; nothing is loaded
             config = keras.saving.serialize_keras_object(model)
     except (NotImplementedError, OSError, TypeError, ValueError):  # no `get_config`, or a lambda without a source file
         return None
@@ -38,7 +38,7 @@ def network(model: keras.Model) -> Any:
 
 
 def _anonymous(config: Any, places: Mapping[str, int]) -> Any:
-    """`config` without names; where one layer refers to another, `places` says which of its model's layers that is."""
+    """Returns `config` without names. A reference to a layer becomes its index, which `places` maps names to."""
     if isinstance(config, (list, tuple)):
         if len(config) == 3 and isinstance(config[0], str) and all(type(entry) is int for entry in config[1:]):
             return [places.get(config[0], config[0]), *config[1:]]  # (layer, its call, the call's output)
@@ -48,7 +48,7 @@ def _anonymous(config: Any, places: Mapping[str, int]) -> Any:
     kind = config.get("class_name")
     if kind == "__lambda__":
         return kind
-    if kind == "DTypePolicy":  # the one thing that its name is all of
+    if kind == "DTypePolicy":  # its name says all
         return config["config"]["name"]
     if isinstance(config.get("layers"), list):
         places = {_name(layer): place for place, layer in enumerate(config["layers"])}
@@ -60,13 +60,14 @@ def _name(layer: Any) -> str | None:
 
 
 def batches(dataset: Any) -> dict[str, Any]:
-    """What decides which batches an epoch has: their number and, of sets of `tfbio.data`, how they are made.
+    """Describes the batches of an epoch: their number and, for sets of `tfbio.data`, how they are made.
 
     Args:
-        dataset: a training set, as `tfbio.data.load` or a function of the user's returns it.
+        dataset: a training set, as `tfbio.data.load` or the user's own function returns it.
 
     Returns:
-        plain data. Whether pictures that can't be decoded are skipped is left out: it may be needed to go on.
+        Plain data. It leaves out whether pictures that can't be decoded are skipped, because that may have to change
+        before a run can continue.
     """
     source = memory_of(dataset) or stream_of(dataset)
     if source is None:
@@ -76,7 +77,7 @@ def batches(dataset: Any) -> dict[str, Any]:
 
 
 def nameless(config: Any) -> Any:
-    """Plain data without the names that Keras numbers by what else a process has made ("adam_5")."""
+    """Returns plain data without the names that Keras numbers by what else a process has made ("adam_5")."""
     if isinstance(config, dict):
         kept = {key: value for key, value in config.items() if key != "name" or not isinstance(value, str)}
         return {key: nameless(value) for key, value in kept.items()}
@@ -84,7 +85,7 @@ def nameless(config: Any) -> Any:
 
 
 def differences(before: Any, now: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """Where two descriptions differ: the path to each value, and both. What one of them lacks counts as None."""
+    """Yields where two descriptions differ: the path to a value, and both values. A missing value counts as None."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*now, *(key for key in before if key not in now)]:
             yield from differences(before.get(key), now.get(key), (*path, key))

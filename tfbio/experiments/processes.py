@@ -1,13 +1,12 @@
-"""Tasks in worker processes that live on from task to task.
+"""Runs tasks in child processes. A child runs one task after another.
 
-Processes, since TensorFlow's process-wide state can't be shared by two runs; the same process for task after task,
-since importing TensorFlow takes seconds. A process that dies (out of memory, killed) takes its task with it and nothing
-else: another one replaces it. What a task prints goes to a file of its own, so that the parent's terminal stays
-readable.
+Runs that train at the same time can't share TensorFlow's global state, so they need processes. A child stays for the
+next task because importing TensorFlow takes seconds. If a child dies (out of memory, killed), only its task fails, and
+another child replaces it. The output of a task goes to a file of its own.
 
-The parent speaks to each worker through a pipe: a task goes one way, None or a failure comes back, and the end of the
-file means that the worker died. A worker whose parent died sees the same at its end and leaves. Nothing here needs
-TensorFlow.
+The parent talks to each child through a pipe. It sends a task and receives None or a `Failure`; the end of the file
+means that the child has died. A child whose parent has died sees the end of the file too, and exits. This module does
+not import TensorFlow; the function that the tasks call may.
 """
 
 import contextlib
@@ -25,18 +24,18 @@ from multiprocessing.connection import Connection, wait
 
 from etils.epath import Path
 
-from tfbio.data.pipelines import cores
 from tfbio.files import is_remote
+from tfbio.machine import cores
 
 __all__ = ["Failure", "Task", "run_all"]
 
-_GRACE = 60.0  # seconds a worker has for its checkpoint when all are stopped
+_GRACE = 60.0  # seconds that a child has to save a checkpoint when all are stopped
 _TICK = 1.0  # seconds between two calls of `on_tick`
 
 
 @dataclass(frozen=True)
 class Task:
-    """One call of the function; `log` is the file that gets what it prints."""
+    """One call of the function. `log` is the file that its output is appended to."""
 
     name: str
     arguments: tuple
@@ -45,14 +44,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a task failed: one sentence, and the traceback (None where the process died)."""
+    """Why a task failed: one sentence, and the traceback (None if the process died)."""
 
     sentence: str
     traceback: str | None
 
 
 @dataclass
-class _Worker:
+class _Child:
     process: multiprocessing.Process
     connection: Connection
     task: Task | None = None
@@ -62,80 +61,80 @@ class _Worker:
 def run_all(
     function: Callable,
     tasks: Sequence[Task],
-    workers: int,
+    processes: int,
     on_start: Callable[[Task], None],
     on_done: Callable[[Task, float, Failure | None], None],
     on_tick: Callable[[int], None],
 ) -> None:
-    """Calls `function(*task.arguments)` for every task, in order, in `workers` processes.
+    """Calls `function(*task.arguments)` for every task, in order, in several processes.
 
     Args:
-        function: picklable, so defined at the top level of a module. An exception it raises fails its task alone.
-        tasks: what to call it with.
-        workers: processes at the same time, each with its share of the cores.
+        function: picklable, so defined at the top level of a module. An exception fails its own task only.
+        tasks: the calls to make.
+        processes: the number of processes that run at the same time. Each gets an equal share of the cores.
         on_start: called with a task before it starts.
-        on_done: called with a task, its seconds, and its failure or None.
+        on_done: called with a task, its seconds, and its `Failure` or None.
         on_tick: called about once a second with the number of running tasks.
 
     Raises:
-        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, once every worker has had SIGTERM and up to 60 s to write a
-        checkpoint.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM. It is raised after every child has received SIGTERM and up to
+            60 s to write a checkpoint.
     """
     waiting = list(reversed(tasks))
-    pool: list[_Worker] = []
+    children: list[_Child] = []
     with _sigterm_raises():
         try:
             while True:
-                for worker in [worker for worker in pool if worker.task is None]:
+                for child in [child for child in children if child.task is None]:
                     if waiting:
-                        _give(worker, waiting.pop(), on_start)
+                        _give(child, waiting.pop(), on_start)
                     else:
-                        pool.remove(worker)
-                        _dismiss(worker)
-                while waiting and len(pool) < workers:
-                    pool.append(_start(function, workers, waiting[-1].log))
-                    _give(pool[-1], waiting.pop(), on_start)
-                if not pool:
+                        children.remove(child)
+                        _dismiss(child)
+                while waiting and len(children) < processes:
+                    children.append(_start(function, processes, waiting[-1].log))
+                    _give(children[-1], waiting.pop(), on_start)
+                if not children:
                     break
-                on_tick(len(pool))
-                ready = wait([worker.connection for worker in pool], timeout=_TICK)
-                for worker in [worker for worker in pool if worker.connection in ready]:
-                    task, seconds = worker.task, time.monotonic() - worker.since
-                    worker.task = None
+                on_tick(len(children))
+                ready = wait([child.connection for child in children], timeout=_TICK)
+                for child in [child for child in children if child.connection in ready]:
+                    task, seconds = child.task, time.monotonic() - child.since
+                    child.task = None
                     try:
-                        failure = worker.connection.recv()
+                        failure = child.connection.recv()
                     except (EOFError, OSError):
-                        pool.remove(worker)
-                        failure = Failure(_death(worker), None)
+                        children.remove(child)
+                        failure = Failure(_death(child), None)
                     on_done(task, seconds, failure)
         except BaseException:
-            _stop(pool)
+            _stop(children)
             raise
 
 
-def _start(function: Callable, workers: int, log: Path) -> _Worker:
+def _start(function: Callable, processes: int, log: Path) -> _Child:
     context = multiprocessing.get_context("spawn")  # a fork would copy TensorFlow's locks and not its threads
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(function, theirs))
-    with _surroundings(workers), _output_to(log):  # what it says while it imports belongs to its first task
+    with _environment(processes), _output_to(log):  # what is printed during imports belongs to the first task
         process.start()
     theirs.close()  # or the end of the file would never be seen here
-    return _Worker(process, ours)
+    return _Child(process, ours)
 
 
-def _give(worker: _Worker, task: Task, on_start: Callable[[Task], None]) -> None:
+def _give(child: _Child, task: Task, on_start: Callable[[Task], None]) -> None:
     on_start(task)
-    worker.task, worker.since = task, time.monotonic()
-    with contextlib.suppress(OSError):  # it died meanwhile, which the next look at its pipe finds
-        worker.connection.send(task)
+    child.task, child.since = task, time.monotonic()
+    with contextlib.suppress(OSError):  # it has died, which the next `wait` on its pipe finds
+        child.connection.send(task)
 
 
 def _work(function: Callable, connection: Connection) -> None:
-    """A worker's whole life."""
+    """Runs in a child: receives tasks and runs them until there are no more."""
     while True:
         try:
             task = connection.recv()
-        except (EOFError, OSError):  # the parent has nothing more to do, or is no more
+        except (EOFError, OSError):  # the parent has no more tasks, or has died
             return
         failure = None
         with _output_to(task.log):
@@ -152,9 +151,9 @@ def _work(function: Callable, connection: Connection) -> None:
 
 @contextlib.contextmanager
 def _output_to(path: Path):
-    """Sends what is printed inside to a file: TensorFlow's messages too, which come from C++ and know no sys.stderr."""
+    """Redirects output to a file, including TensorFlow's messages, which C++ writes to file descriptor 2."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    remote = is_remote(path)  # nothing can be redirected there: what was printed goes there at the end
+    remote = is_remote(path)  # has no file descriptor, so the output is copied there at the end
     _flush()
     saved = [(number, os.dup(number)) for number in (1, 2)]
     try:
@@ -186,43 +185,42 @@ def _sentence(error: Exception) -> str:
     return text if " " in text else f"{type(error).__name__}: {text}"  # a KeyError's text is the bare key
 
 
-def _death(worker: _Worker) -> str:
-    worker.process.join(_GRACE)
-    code = worker.process.exitcode
-    killed = "it was killed, most often for want of memory: use fewer workers or a smaller batch"
-    return f"the process ended with exit code {code}; {killed if code == -9 else 'its last words are in log.txt'}."
+def _death(child: _Child) -> str:
+    child.process.join(_GRACE)
+    code = child.process.exitcode
+    killed = "it was killed, most often because memory ran out: use fewer processes or a smaller batch"
+    return f"the process ended with exit code {code}; {killed if code == -9 else 'its last output is in log.txt'}."
 
 
-def _dismiss(worker: _Worker) -> None:
-    worker.connection.close()
-    worker.process.join()
+def _dismiss(child: _Child) -> None:
+    child.connection.close()
+    child.process.join()
 
 
-def _stop(pool: Sequence[_Worker]) -> None:
-    """SIGTERM to all workers, time for their checkpoints, then an end."""
+def _stop(children: Sequence[_Child]) -> None:
+    """Sends SIGTERM to all children, waits for their checkpoints, then kills what still runs."""
     until = time.monotonic() + _GRACE
     try:
-        for worker in pool:
-            worker.process.terminate()
-        for worker in pool:
-            worker.process.join(max(0.0, until - time.monotonic()))
-    finally:  # a second Ctrl-C ends the patience
-        for worker in pool:
-            worker.process.kill()
+        for child in children:
+            child.process.terminate()
+        for child in children:
+            child.process.join(max(0.0, until - time.monotonic()))
+    finally:  # at once after a second Ctrl-C
+        for child in children:
+            child.process.kill()
 
 
 @contextlib.contextmanager
-def _surroundings(workers: int):
-    """What a process started inside inherits: its share of the cores, and no Ctrl-C.
+def _environment(processes: int):
+    """Sets what a process that is started inside inherits: its share of the cores, and that it ignores Ctrl-C.
 
-    A terminal sends Ctrl-C to every process. Workers ignore it from their first instruction on and wait for the SIGTERM
-    that the parent then sends.
+    A terminal sends Ctrl-C to the children too. They ignore it and wait for the parent's SIGTERM.
     """
-    share = str(max(1, cores() // workers))
+    share = str(max(1, cores() // processes))
     settings = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), share)
-    if workers > 1:
-        settings["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # or the first worker takes all of a GPU's memory
-    added = {name: value for name, value in settings.items() if name not in os.environ}  # the user's own choice holds
+    if processes > 1:
+        settings["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # or the first child takes all of a GPU's memory
+    added = {name: value for name, value in settings.items() if name not in os.environ}  # the user's own choice wins
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if _in_main_thread() else None
     os.environ.update(added)
     try:
@@ -236,8 +234,8 @@ def _surroundings(workers: int):
 
 @contextlib.contextmanager
 def _sigterm_raises():
-    """Inside, SIGTERM raises SystemExit(143), as Ctrl-C raises KeyboardInterrupt."""
-    if not _in_main_thread():  # Python handles signals there alone
+    """Makes SIGTERM raise SystemExit(143), as Ctrl-C raises KeyboardInterrupt."""
+    if not _in_main_thread():  # Python handles signals in the main thread only
         yield
         return
 

@@ -1,7 +1,7 @@
 """One run in its directory: training, evaluation, export.
 
-A `Run` is its settings (`tfbio.experiments.assembly`). `train` carries it out in a work directory and can be called
-again after any interruption; `evaluate` and `export` use what the directory holds. Nothing here knows of gin.
+A `Run` holds the settings (`tfbio.experiments.settings`). `train` trains it in a work directory and can be called again
+after any interruption; `evaluate` and `export` use what the directory holds. This module works without gin.
 
 A run directory holds `run.json` (what the run is), `metrics.jsonl` (a line an epoch), `tensorboard/`, `checkpoints/`,
 `best.weights.h5` (where a split selects), `result.json` (once finished) and `export/` (once exported).
@@ -21,8 +21,9 @@ from etils.epath import Path
 
 from tfbio import export as exporting
 from tfbio.analysis.alignment import Alignment
-from tfbio.experiments.assembly import Assembly, Run
-from tfbio.experiments.workdir import WorkdirError, claim, read_json
+from tfbio.experiments.build import BuiltRun
+from tfbio.experiments.settings import Run
+from tfbio.experiments.workdir import WorkdirError, check_same_run, read_json
 from tfbio.files import read_lines, write_json
 from tfbio.training import BestWeights, Checkpoints, JsonLines, Replayed, TensorBoardScalars
 from tfbio.training.feeds import first_batch
@@ -33,46 +34,47 @@ _BEST = "best.weights.h5"
 
 
 def _prefix(split: str) -> str:
-    """How the figures of a split begin, as Keras has it."""
+    """Returns the prefix of a split's figures; Keras's is "val" for validation."""
     return "val" if split == "validation" else split
 
 
 def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], None] | None = None) -> dict[str, Any]:
-    """Trains, or goes on where the directory's last checkpoint stands, and writes `result.json`.
+    """Trains a run, or continues it from the directory's last checkpoint, and writes `result.json`.
 
     Args:
-        workdir: the run directory; made if need be.
-        run: the settings. A directory that holds another run is refused; more `epochs` go on from its end.
+        workdir: the run directory; made if it is missing.
+        run: the settings. A directory that holds another run is refused. More `epochs` than before continue a finished
+            run.
         quiet: print nothing.
-        on_built: called once everything is built, the directory is this run's and there is something left to train.
+        on_built: called before training, once the directory is known to be this run's, if there is something to train.
 
     Returns:
-        The content of `result.json`. Every one of several workers calls this, on a directory that all of them see, and
-        gets the same; the first alone writes.
+        The content of `result.json`. If there are several workers, each calls this with a directory that all of them
+        see, and gets the same result; only the first one writes.
 
     Raises:
         WorkdirError: the directory holds a run with other settings.
-        TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
+        TrainingInterrupted: Ctrl-C or SIGTERM, after the state was saved.
         NonFiniteLoss, ValueError, OSError: as `Trainer.fit` and `tfbio.data.load`.
     """
     started = time.monotonic()
     folder = Path(workdir)
-    parts = Assembly(run)
-    trainer = parts.trainer
+    built = BuiltRun(run)
+    trainer = built.trainer
     chief = trainer.workers.chief
     quiet = quiet or not chief
-    claim(folder, parts.describe(), write=chief)
+    check_same_run(folder, built.describe(), write=chief)
     checkpoints = Checkpoints(str(folder / "checkpoints"), run.checkpoint_steps, run.checkpoint_seconds)
     step = trainer.restore(checkpoints)
     result = read_json(folder / "result.json")
     trainer.workers.agree(0)  # all have read what the chief changes from here on
     if result is not None and result["epochs"] >= run.epochs:
         return result
-    # All of them now, those of the end too: what can't be loaded is then no news after hours of training.
-    splits = {name: parts.split(name) for name in ("train", "validation", "test")}
+    # All splits are loaded now, so that a missing one is an error now and not after hours of training.
+    splits = {name: built.split(name) for name in ("train", "validation", "test")}
     splits = {name: split for name, split in splits.items() if split is not None}
     held_out = {_prefix(name): splits[name] for name in run.evaluate_on if name in splits}
-    measures = _alignment(parts, splits["train"], str(folder / "alignment.jsonl") if chief else os.devnull)
+    measures = _alignment(built, splits["train"], str(folder / "alignment.jsonl") if chief else os.devnull)
     lines = folder / "metrics.jsonl"
     before = [line for line in read_lines(lines) if line["step"] <= step]  # later epochs are trained again
     writers = [JsonLines(str(lines)), TensorBoardScalars(str(folder / "tensorboard"))]
@@ -89,7 +91,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     if chief:
         (folder / "result.json").unlink(missing_ok=True)
     trainer.fit(
-        parts.train_data,
+        built.train_data,
         validation_data=held_out,
         epochs=run.epochs,
         callbacks=[callback for callback in callbacks if callback is not None],
@@ -104,7 +106,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     measured = measures.measure() if measures else None
     result = {
         "format": 1,
-        "labels": parts.labels(),
+        "labels": built.labels(),
         "seed": run.seed,
         "epochs": history[-1]["epoch"],
         "steps": int(trainer.step.numpy()),
@@ -123,23 +125,26 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
 
 
 def evaluate(workdir: str, run: Run, split: str = "test", best: bool = False) -> dict[str, float]:
-    """The figures of a directory's last checkpoint on a split: `loss`, and `error` and `accuracy` of classifiers.
+    """Evaluates a directory's last checkpoint on a split.
 
     Args:
         workdir: the run directory.
         run: its settings.
         split: "train", "validation" or "test".
-        best: of the best epoch's weights instead.
+        best: take the best epoch's weights instead.
+
+    Returns:
+        `loss`, and for classifiers `error` and `accuracy`.
 
     Raises:
         WorkdirError: the directory holds no checkpoint of this run, or nothing selected a best epoch.
         ValueError: unknown split, or no validation split was set aside.
     """
-    parts = _restored(workdir, run, best)
-    examples = parts.split(split)
+    built = _restored(workdir, run, best)
+    examples = built.split(split)
     if examples is None:
         raise ValueError("Invalid value for `split`: this run set no validation examples aside, received 'validation'.")
-    return parts.trainer.evaluate(examples)
+    return built.trainer.evaluate(examples)
 
 
 def export(workdir: str, run: Run, preprocessing: bool = False, best: bool = False) -> tuple[str, str]:
@@ -149,7 +154,7 @@ def export(workdir: str, run: Run, preprocessing: bool = False, best: bool = Fal
         workdir: the run directory.
         run: its settings.
         preprocessing: put preprocessing and output activation inside: uint8 in, probabilities out.
-        best: write the best epoch's weights instead.
+        best: take the best epoch's weights instead.
 
     Returns:
         The two paths.
@@ -164,13 +169,13 @@ def export(workdir: str, run: Run, preprocessing: bool = False, best: bool = Fal
     return exporting.export(model, str(Path(workdir) / "export"))
 
 
-def _restored(workdir: str, run: Run, best: bool = False) -> Assembly:
+def _restored(workdir: str, run: Run, best: bool = False) -> BuiltRun:
     folder = Path(workdir)
     if not (folder / "run.json").exists():
         raise WorkdirError(f"{folder} is no run directory: it has no run.json. Train there first: tfbio train.")
-    parts = Assembly(run)
-    claim(folder, parts.describe())
-    if not parts.trainer.restore(Checkpoints(str(folder / "checkpoints"))):
+    built = BuiltRun(run)
+    check_same_run(folder, built.describe())
+    if not built.trainer.restore(Checkpoints(str(folder / "checkpoints"))):
         raise WorkdirError(f"{folder} holds no checkpoint yet. Go on training there first: tfbio train.")
     if best:
         if not (folder / _BEST).exists():
@@ -180,10 +185,10 @@ def _restored(workdir: str, run: Run, best: bool = False) -> Assembly:
             )
         with tempfile.TemporaryDirectory() as local:
             weights = (folder / _BEST).copy(Path(local) / _BEST)  # Keras reads local files
-            parts.trainer.model.load_weights(str(weights))
+            built.trainer.model.load_weights(str(weights))
     else:
-        parts.trainer.finish()
-    return parts
+        built.trainer.finish()
+    return built
 
 
 def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.callbacks.EarlyStopping:
@@ -198,16 +203,16 @@ def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.call
     return Replayed(callback, history)
 
 
-def _alignment(parts: Assembly, examples: Any, path: str) -> Alignment | None:
-    if not (parts.run.alignment or parts.run.alignment_steps):
+def _alignment(built: BuiltRun, examples: Any, path: str) -> Alignment | None:
+    if not (built.run.alignment or built.run.alignment_steps):
         return None
     x, y = first_batch(examples)
-    trainer, every = parts.trainer, parts.run.alignment_steps
+    trainer, every = built.trainer, built.run.alignment_steps
     return Alignment(trainer.rule, trainer.preprocessing(x), y, trainer.strategy, every, path if every else None)
 
 
 def _best(run: Run, history: list[dict], figure: str) -> dict[str, Any] | None:
-    """The epoch with the smallest `figure`, an error (loss, of regressions) on `select_on`, if that was evaluated."""
+    """Returns the epoch with the smallest `figure` on `select_on`, or None if that was not evaluated."""
     history = [line for line in history if figure in line]
     if not history:
         return None

@@ -1,12 +1,11 @@
-"""A study: a grid of runs, made by worker processes on this machine, and one report over all of them.
+"""A study: a grid of runs, trained by several processes of this machine, and one report about all of them.
 
 A cell of the grid is one value of every axis and one seed. It is an ordinary run directory,
-`<workdir>/<value>-<value>/seed<k>`, so that everything that works on a run works on it. What a cell is, is written to
-`<workdir>/study.json` before the first one starts; whether it is finished is read from its folder alone. So calling a
-study again goes on where the last call ended, however that was: finished cells are skipped, failed ones are tried
-again.
+`<workdir>/<value>-<value>/seed<k>`, so every command that takes a run directory takes it. `<workdir>/study.json` lists
+the cells and is written before the first one starts. Whether a cell is finished is read from its own folder. So the
+same call continues a study after any interruption: it skips finished cells and tries failed ones again.
 
-The cells run in worker processes (`tfbio.experiments.processes`); TensorFlow is imported there alone, not here.
+The cells run in child processes (`tfbio.experiments.processes`). This module does not import TensorFlow.
 """
 
 import itertools
@@ -27,12 +26,12 @@ __all__ = ["StudyFailure", "study"]
 
 
 class StudyFailure(RuntimeError):
-    """Some cells of a study failed; the others are finished and the report is written."""
+    """Some cells of a study failed. The others are finished, and the report is written."""
 
 
 @dataclass(frozen=True)
 class _Cell:
-    folder: str  # below the study's
+    folder: str  # relative to the study's folder
     labels: dict[str, str]
     seed: int
     gin_files: list[str]
@@ -41,11 +40,11 @@ class _Cell:
 
 @dataclass
 class _Progress:
-    """Lines about finished cells, and on a terminal one that is rewritten."""
+    """Prints a line for every finished cell, and on a terminal a status line that is rewritten."""
 
     total: int
     done: int  # finished in this call or before
-    workers: int
+    processes: int
     durations: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
@@ -58,7 +57,7 @@ class _Progress:
         left = ""
         if self.durations and self.done < self.total:
             mean = sum(self.durations) / len(self.durations)
-            left = f"  (about {_duration(mean * (self.total - self.done) / self.workers)} left)"
+            left = f"  (about {_duration(mean * (self.total - self.done) / self.processes)} left)"
         width = len(str(self.total))
         self.clear()
         print(f"[{self.done:{width}}/{self.total}] {name} {outcome}  {_duration(seconds)}{left}", flush=True)
@@ -76,23 +75,23 @@ def study(
     base: str | Sequence[str] = (),
     seeds: Sequence[int] = (0,),
     params: str | Sequence[str] = (),
-    workers: int = 1,
+    processes: int = 1,
     *,
     run_cell: Callable[[list[str], list[str], str], object],
 ) -> str:
-    """Runs every cell of a grid that is not finished yet, then reports on all of them.
+    """Runs the unfinished cells of a grid, then reports on all cells.
 
     Args:
         workdir: the study's folder.
         axes: for each axis its values, and for each value what it adds to a run: a gin file's name, a binding "a.b=c",
             or a list of both; {"rule": {"bp": "rules/bp.gin", "fa": ["rules/fa.gin", "train.epochs=90"]}}.
-        base: gin files every cell includes first.
-        seeds: the seeds every combination of values runs with. Cells run seed by seed, so that a first comparison is
+        base: gin files that every cell includes first.
+        seeds: the seeds that every combination of values runs with. Cells run seed by seed, so a first comparison is
             there early.
-        params: bindings for every cell. The cell's own come after them and win.
-        workers: processes that run cells at the same time; they share the machine's cores evenly.
-        run_cell: what runs a cell, called in a worker with (gin files, bindings, the cell's folder); it must be
-            importable from a module. The console command's is `tfbio.experiments.config.train_cell`.
+        params: bindings for every cell. The cell's own bindings come later and win.
+        processes: the number of processes that run cells at the same time. They share the machine's cores evenly.
+        run_cell: called in a child process with (gin files, bindings, the cell's folder) to run a cell. It must be
+            importable from a module. The console command passes `tfbio.experiments.config.train_cell`.
 
     Returns:
         The report's Markdown (`tfbio.analysis.report`).
@@ -100,21 +99,21 @@ def study(
     Raises:
         ValueError: an argument is malformed, or `workdir` holds runs of other settings in a cell's place.
         StudyFailure: some cells failed. Each one's folder says why in `failure.txt`.
-        KeyboardInterrupt, SystemExit: the study was interrupted (Ctrl-C, SIGTERM); the workers were stopped before,
-        with time for a checkpoint.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM. It is raised after the child processes have had time to save
+            a checkpoint and have stopped.
     """
-    from tfbio.analysis.report import report  # workers import this module too and have no use for it
+    from tfbio.analysis.report import report  # child processes import this module too and write no report
 
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ValueError(f"Invalid value for `workers`: expected a whole number of at least 1, received {workers!r}.")
+    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
+        raise ValueError(f"Invalid value for `processes`: expected a positive integer, received {processes!r}.")
     workdir = Path(workdir)
     cells = _cells(axes, base, seeds, params)
     _write_study(workdir, cells)
     pending = [cell for cell in cells if not _finished(workdir / cell.folder)]
     if len(pending) < len(cells):
         print(f"{len(cells) - len(pending)} of {len(cells)} cells are finished already.", flush=True)
-    workers = min(workers, len(pending))
-    failures = _run_cells(workdir, pending, len(cells), workers, run_cell) if pending else {}
+    processes = min(processes, len(pending))
+    failures = _run_cells(workdir, pending, len(cells), processes, run_cell) if pending else {}
     text = report(workdir)
     print(text, flush=True)
     if failures:
@@ -139,7 +138,7 @@ def _cells(axes: Mapping, base, seeds, params) -> list[_Cell]:
         )
     seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-        raise ValueError(f"Invalid value for `seeds`: expected different whole numbers from 0 on, received {seeds!r}.")
+        raise ValueError(f"Invalid value for `seeds`: expected different integers of at least 0, received {seeds!r}.")
     files, bindings = _split("base", base)
     more_files, more_bindings = _split("params", params)
     if bindings or more_files:
@@ -174,7 +173,7 @@ def _cells(axes: Mapping, base, seeds, params) -> list[_Cell]:
 
 
 def _split(argument: str, strings: str | Sequence[str]) -> tuple[list[str], list[str]]:
-    """Tells gin files from bindings."""
+    """Splits strings into gin files and bindings."""
     files, bindings = [], []
     for string in _as_list(strings):
         if isinstance(string, str) and string.endswith(".gin"):
@@ -190,7 +189,7 @@ def _split(argument: str, strings: str | Sequence[str]) -> tuple[list[str], list
 
 
 def _write_study(workdir: Path, cells: list[_Cell]) -> None:
-    """Writes study.json; cells of an earlier call that have a folder stay in it, and must agree with this call's."""
+    """Writes `study.json`. It keeps the cells of earlier calls that have a folder; their settings must be the same."""
     path = workdir / "study.json"
     earlier = []
     if path.exists():
@@ -219,9 +218,9 @@ def _write_study(workdir: Path, cells: list[_Cell]) -> None:
     write_json(path, {"format": 1, "cells": [asdict(cell) for cell in cells + kept]})
 
 
-def _run_cells(workdir: Path, cells: list[_Cell], total: int, workers: int, run_cell: Callable) -> dict[str, str]:
-    """Runs cells, with their progress; returns the sentences of those that failed by folder."""
-    progress = _Progress(total, total - len(cells), workers)
+def _run_cells(workdir: Path, cells: list[_Cell], total: int, processes: int, run_cell: Callable) -> dict[str, str]:
+    """Runs cells and shows the progress. Returns why cells failed: folder → sentence."""
+    progress = _Progress(total, total - len(cells), processes)
     failures = {}
 
     def on_start(task: Task) -> None:
@@ -249,7 +248,7 @@ def _run_cells(workdir: Path, cells: list[_Cell], total: int, workers: int, run_
         folder = workdir / cell.folder
         tasks.append(Task(cell.folder, (cell.gin_files, cell.bindings, str(folder)), folder / "log.txt"))
     try:
-        run_all(run_cell, tasks, workers, on_start, on_done, progress.status)
+        run_all(run_cell, tasks, processes, on_start, on_done, progress.status)
     except (KeyboardInterrupt, SystemExit):
         print("\nStopped. The same command goes on from here.", flush=True)
         raise

@@ -1,4 +1,4 @@
-"""A work directory: claimed by one run, whose files it holds."""
+"""The work directory of one run. Its `run.json` says which run that is."""
 
 import json
 from typing import Any
@@ -9,18 +9,23 @@ from etils.epath import Path
 from tfbio.experiments.description import differences
 from tfbio.files import write_json
 
-__all__ = ["WorkdirError", "claim", "read_json"]
+__all__ = ["WorkdirError", "check_same_run", "read_json"]
 
 
 class WorkdirError(RuntimeError):
     """The work directory holds another run, or none."""
 
 
-def claim(folder: Path, description: dict[str, Any], write: bool = True) -> None:
-    """Checks that `run.json`, if there is one, says the same; if there is none, and `write`, writes it.
+def check_same_run(folder: Path, description: dict[str, Any], write: bool = True) -> None:
+    """Checks that a work directory belongs to this run, and writes `run.json` there if it is missing.
+
+    Args:
+        folder: the work directory; made if need be.
+        description: what makes the run that run (`BuiltRun.describe`).
+        write: whether to write a missing `run.json`. One of several workers does.
 
     Raises:
-        WorkdirError: it says something else, or nothing can be written there.
+        WorkdirError: `run.json` describes another run, or nothing can be written there.
     """
     found = read_json(folder / "run.json")
     if found is None:
@@ -51,10 +56,10 @@ def _shown(value: Any) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The file's content, or None if there is none.
+    """Returns the content of a JSON file, or None if there is no such file.
 
     Raises:
-        WorkdirError: it is not JSON.
+        WorkdirError: the file is not JSON.
     """
     try:
         return json.loads(path.read_text()) if path.exists() else None

@@ -46,7 +46,8 @@ class Projection:
 
     Args:
         outputs: entries of an example's error.
-        shape: of an example's activations at the stage, channels last.
+        shape: of an example's activations at the stage.
+        axis: of the channels in `shape`.
         dtype: of the error.
 
     Attributes:
@@ -55,8 +56,9 @@ class Projection:
 
     variables: Sequence[keras.Variable] = ()
 
-    def __init__(self, outputs: int, shape: Sequence[int], dtype: str):
+    def __init__(self, outputs: int, shape: Sequence[int], axis: int, dtype: str):
         self.outputs, self.shape, self.units, self.dtype = outputs, tuple(shape), math.prod(shape), dtype
+        self.axis = axis
 
     def common(self, error: tf.Tensor) -> tf.Tensor:
         """What the projections of all stages begin with, to be computed once."""
@@ -70,10 +72,14 @@ class Projection:
         """$e B_l$: from `(batch, outputs)` to `(batch, units)`."""
         return self.own(self.common(error))
 
+    def rows(self, numbers: Sequence[int]) -> tf.Tensor:
+        """Rows of $B_l$: `(rows, units)`."""
+        return self.project(tf.one_hot(numbers, self.outputs, dtype=self.dtype))
+
     @property
     def matrix(self) -> Any:
         """$B_l$ itself, `(outputs, units)`: a variable or a tensor. To look at; no step makes it."""
-        return self.project(tf.eye(self.outputs, dtype=self.dtype))
+        return self.rows(range(self.outputs))
 
 
 class Dense(Projection):
@@ -145,10 +151,13 @@ class Broadcast(Projection):
 
     def __init__(self, initializer: Any, name: str, *geometry):
         super().__init__(*geometry)
-        self.variables = [_variable(initializer, (self.outputs, self.shape[-1]), self.dtype, name)]
+        self.variables = [_variable(initializer, (self.outputs, self.shape[self.axis]), self.dtype, name)]
 
     def own(self, error: tf.Tensor) -> tf.Tensor:
-        return tf.tile(tf.matmul(error, self.variables[0].value), [1, self.units // self.shape[-1]])
+        signal = tf.matmul(error, self.variables[0].value)
+        axes = [self.shape[n] if n == self.axis % len(self.shape) else 1 for n in range(len(self.shape))]
+        signal = tf.reshape(signal, [-1, *axes])
+        return tf.reshape(tf.broadcast_to(signal, [tf.shape(error)[0], *self.shape]), [-1, self.units])
 
 
 def _variable(initializer: Any, shape: tuple[int, ...], dtype: str, name: str) -> keras.Variable:
@@ -156,7 +165,14 @@ def _variable(initializer: Any, shape: tuple[int, ...], dtype: str, name: str) -
 
 
 def make_projections(
-    storage: str, initializer: Any, scale: float, seed: int | None, outputs: int, shapes: Sequence, dtype: str
+    storage: str,
+    initializer: Any,
+    scale: float,
+    seed: int | None,
+    outputs: int,
+    shapes: Sequence,
+    dtype: str,
+    axes: Sequence[int] | None = None,
 ) -> list[Projection]:
     """A projection for each stage.
 
@@ -167,13 +183,15 @@ def make_projections(
         scale: a factor on every draw.
         seed: of the draws; None takes Keras's global seed.
         outputs: entries of an example's error.
-        shapes: of an example's activations at each stage, channels last.
+        shapes: of an example's activations at each stage.
         dtype: of the error.
+        axes: of the channels in each of the shapes; None for the last ones.
     """
     if not shapes:
         return []
     draw = Random(_NOKLAND if initializer is None else initializer, scale, seed)
-    geometry = [(outputs, shape, dtype) for shape in shapes]
+    axes = [-1] * len(shapes) if axes is None else axes
+    geometry = [(outputs, shape, axis, dtype) for shape, axis in zip(shapes, axes, strict=True)]
     if storage in ("dense", "broadcast"):
         kind = Dense if storage == "dense" else Broadcast
         return [kind(draw.initializer(n), f"projection_{n}", *each) for n, each in enumerate(geometry)]

@@ -3,7 +3,7 @@
 from tfbio.layers.conversion import from_convolution, from_keras2, plain, to_keras2
 from tfbio.layers.feedback import Feedback
 from tfbio.layers.locally_connected import LocallyConnected1D, LocallyConnected2D, LocallyConnected2DTranspose
-from tfbio.layers.traits import fans, is_exact, is_weighted, kernels
+from tfbio.layers.traits import fans, is_exact, is_weighted, kernels, register_traits
 
 __all__ = [
     "Feedback",
@@ -17,5 +17,6 @@ __all__ = [
     "is_weighted",
     "kernels",
     "plain",
+    "register_traits",
     "to_keras2",
 ]

@@ -31,7 +31,7 @@ __all__ = ["Feedback"]
 _NO_OPTIONS = types.MappingProxyType({})
 
 
-def _redirect(y: tf.Tensor, sources: Sequence[tf.Tensor], vjp: Callable[[tf.Tensor], list[tf.Tensor]]) -> tf.Tensor:
+def redirect(y: tf.Tensor, sources: Sequence[tf.Tensor], vjp: Callable[[tf.Tensor], list[tf.Tensor]]) -> tf.Tensor:
     """The identity on `y` whose gradient with respect to `sources` is `vjp` of the gradient at `y`."""
 
     @tf.custom_gradient
@@ -111,7 +111,7 @@ class Feedback(keras.layers.Wrapper):
         variables = [None if b is None else tf.convert_to_tensor(b.value) for b in self._feedback_variables]
         backward = self._backward(forward, variables)
         *earlier, last = forward
-        # Each source's own path is cut here and comes back, through feedback, in `_redirect`.
+        # Each source's own path is cut here and comes back, through feedback, in `redirect`.
         outputs = self._affine(tf.stop_gradient(inputs), [*map(tf.stop_gradient, earlier), last], others, options)
 
         def vjp(dy: tf.Tensor) -> list[tf.Tensor]:
@@ -123,7 +123,7 @@ class Feedback(keras.layers.Wrapper):
                 gradients.append(tape.gradient(affine, source, dy))
             return gradients
 
-        outputs = _redirect(outputs, [inputs, *earlier], vjp)
+        outputs = redirect(outputs, [inputs, *earlier], vjp)
         activation = getattr(self.layer, "activation", None)
         return outputs if activation is None else activation(outputs)
 
@@ -132,7 +132,10 @@ class Feedback(keras.layers.Wrapper):
     ) -> tf.Tensor:
         """The wrapped layer without its activation, with `weights` as its kernels."""
         substitution = list(zip(kernels(self.layer), weights, strict=True))
-        with changed(self.layer, "activation", None), keras.StatelessScope(state_mapping=substitution):
+        with (
+            changed(self.layer, "activation", keras.activations.linear),
+            keras.StatelessScope(state_mapping=substitution),
+        ):
             return self.layer(inputs, *others, **options)
 
     def mirrored(self, noise: tf.Tensor, others: Sequence[tf.Tensor] = ()) -> list[tf.Tensor]:

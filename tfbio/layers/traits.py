@@ -11,7 +11,7 @@ no differentiable input, so that the layer's own derivative is right under every
 | `"embedding"` | rows of a table, by number | stages: it fills a stage, and no error goes past it |
 | `"normalization"` | affine in each unit, given the statistics | inverses leave it out |
 | `"pooling"` | windows to single values | inverses repeat values, or stride |
-| `"recurrent"` | kernels inside a loop over time | feedback refuses it |
+| `"recurrent"` | kernels inside a loop over time | feedback goes through time |
 | `"shaping"` | values moved about | inverses reshape; outputs are looked for behind it |
 
 To add a kind of layer is one entry:
@@ -70,15 +70,19 @@ def register_traits(*classes: type, **known: Any) -> None:
 
     Args:
         classes: subclasses of `keras.layers.Layer`.
-        **known: attributes of `Traits`; those left out stay as they are.
+        **known: attributes of `Traits`; those left out stay as they are, or as those of a base class.
     """
     for cls in classes:
-        _REGISTRY[cls] = replace(_REGISTRY.get(cls, _UNKNOWN), **known)
+        _REGISTRY[cls] = replace(_nearest(cls), **known)
+
+
+def _nearest(cls: type) -> Traits:
+    return next((_REGISTRY[base] for base in cls.__mro__ if base in _REGISTRY), _UNKNOWN)
 
 
 def traits(layer: Any) -> Traits:
     """What is known of a layer: the entry of its class, or of the nearest of its base classes that has one."""
-    known = next((_REGISTRY[cls] for cls in type(layer).__mro__ if cls in _REGISTRY), _UNKNOWN)
+    known = _nearest(type(layer))
     own = getattr(layer, "feedback_kernels", None)
     return known if own is None else replace(known, kernels=tuple(own))
 
@@ -161,7 +165,6 @@ register_traits(
 register_traits(_LAYERS.MaxPooling2D, _LAYERS.AveragePooling2D, kind="pooling")
 register_traits(_LAYERS.Flatten, _LAYERS.Reshape, _LAYERS.Identity, kind="shaping")
 register_traits(
-    *(_LAYERS.LSTMCell, _LAYERS.GRUCell, _LAYERS.SimpleRNNCell, _LAYERS.ConvLSTM1D, _LAYERS.ConvLSTM2D),
-    *(_LAYERS.ConvLSTM3D, _LAYERS.RNN),
+    *(_LAYERS.ConvLSTM1D, _LAYERS.ConvLSTM2D, _LAYERS.ConvLSTM3D, _LAYERS.RNN),
     kind="recurrent",
 )

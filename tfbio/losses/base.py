@@ -74,6 +74,8 @@ class Loss:
     contains: tuple[str, ...] = ()
     #: Whether it takes all outputs of a model, and their labels, at once. If not, a model with several has it for each.
     takes_all_outputs = True
+    #: Whether outputs have to be probabilities: they are what the loss is told, and nothing follows the model.
+    takes_probabilities = False
     #: True if labels are classes, so that an error rate makes sense.
     classifies = False
     #: Names of the columns of `per_example`. A single loss has one, and no axis for it.

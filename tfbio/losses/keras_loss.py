@@ -72,6 +72,7 @@ class KerasLoss(Loss):
         self._name = name if known else ""
         self._ignored = getattr(self.loss, "ignore_class", None)
         self.classifies = self._name in _OF_CLASSES + _OF_BITS
+        self.takes_probabilities = self.classifies and not getattr(self.loss, "from_logits", False)
 
     def per_example(self, y: Any, outputs: Any) -> tf.Tensor:
         values = self._values(y, outputs)

@@ -130,7 +130,7 @@ class PerOutput(Loss):
             loss.check_labels(*pair)
 
     def described(self) -> str:
-        return f"{', '.join(loss.described() for loss in self._losses)}, each for an output"
+        return f"losses of several outputs ({', '.join(loss.described() for loss in self._losses)})"
 
     def get_config(self) -> dict:
         found = dict(zip(flatten(self._structure), self._losses, strict=True))
@@ -177,7 +177,8 @@ def output_structure(model: keras.Model) -> Any:
     outputs = getattr(model, "outputs", None)
     if not outputs:
         return None
-    return outputs[0] if isinstance(model, keras.Sequential) else model.output
+    structure = outputs if isinstance(model, keras.Sequential) else model.output
+    return structure[0] if isinstance(structure, (list, tuple)) and len(structure) == 1 else structure  # as calls do
 
 
 def flatten(nested: Any, path: Path = ()) -> dict[Path, Any]:

@@ -18,14 +18,15 @@ is put there by the first and taken away by the last of them, and each thread lo
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfbio.keras_internals import children, input_shapes, is_functional, replaced_call
+from tfbio.layers.recurrent_feedback import without_fused_kernels
 
 __all__ = ["Call", "Trace", "instrumented", "trace", "walk"]
 
@@ -124,28 +125,53 @@ class Call:
 
 @dataclass(frozen=True)
 class Trace:
-    """How a model calls its layers: all calls in order, and the model's outputs, in one symbolic run."""
+    """How a model calls its layers: all calls in order, and the model's outputs, in one symbolic run.
+
+    Attributes:
+        outputs: the model's, nested symbolic tensors.
+        calls: of the layers that were asked for and of those around them.
+        around: layer's id → the layers that it is in, the innermost last, and itself.
+    """
 
     outputs: Any
-    calls: list[Call] = field(default_factory=list)
+    calls: list[Call]
+    around: dict[int, tuple[keras.layers.Layer, ...]]
 
     def calls_of(self, layer: keras.layers.Layer) -> list[Call]:
         return [call for call in self.calls if call.layer is layer]
 
+    def _outer_calls(self, layer: keras.layers.Layer) -> list[Call]:
+        """The layer's calls in the model's own graph; of a layer within a loop, those of what holds the loop."""
+        outputs = _tensors(self.outputs)
+        for each in reversed(self.around[id(layer)]):
+            calls = [call for call in self.calls_of(each) if _tensors(call.outputs)]
+            if calls and all(t.graph is outputs[0].graph for call in calls for t in _tensors(call.outputs)):
+                return calls
+        return []
+
+    def is_above(self, layer: keras.layers.Layer, others: Sequence[keras.layers.Layer]) -> bool:
+        """True if something leads from one of `others` to an input of `layer`."""
+        below = {id(other) for other in others}
+        made = {id(t): [call.layer] for call in self.calls if id(call.layer) in below for t in _tensors(call.outputs)}
+        return bool(_reached([tensor for call in self._outer_calls(layer) for tensor in call.inputs], made))
+
     def last(self, layers: Sequence[keras.layers.Layer]) -> list[keras.layers.Layer]:
         """Those of `layers` that make an output: nothing leads from them to it but through no other of `layers`.
 
-        A layer that also reaches the output through another one is not the last on the way to that output. A layer
-        whose calls lie within a loop of the graph is not found.
+        A layer that also reaches the output through another one is not the last on the way to that output.
         """
-        chosen = {id(layer) for layer in layers}
-        made = {id(t): call.layer for call in self.calls if id(call.layer) in chosen for t in _tensors(call.outputs)}
+        calls = {id(layer): self._outer_calls(layer) for layer in layers}
+        made: dict[int, list] = {}
+        for layer in layers:
+            for call in calls[id(layer)]:
+                for tensor in _tensors(call.outputs):
+                    made.setdefault(id(tensor), []).append(layer)
         found: dict[int, keras.layers.Layer] = {}
         for output in _tensors(self.outputs):
             nearest = _reached([output], made)
             below = set()
             for layer in nearest:
-                starts = [tensor for call in self.calls_of(layer) for tensor in call.inputs]
+                starts = [tensor for call in calls[id(layer)] for tensor in call.inputs]
                 below |= {id(other) for other in _reached(starts, made, through=True)} - {id(layer)}
             found.update({id(layer): layer for layer in nearest if id(layer) not in below})
         return list(found.values())
@@ -155,7 +181,7 @@ def _tensors(nested: Any) -> list[tf.Tensor]:
     return [tensor for tensor in tf.nest.flatten(nested) if tf.is_tensor(tensor)]
 
 
-def _reached(starts: Sequence[tf.Tensor], made: Mapping[int, Any], through: bool = False) -> list[Any]:
+def _reached(starts: Sequence[tf.Tensor], made: Mapping[int, list], through: bool = False) -> list[Any]:
     """What made the tensors that lead to `starts`: the nearest of `made` on each path; going `through` these, all."""
     found, stack, seen = {}, list(starts), set()
     while stack:
@@ -163,10 +189,9 @@ def _reached(starts: Sequence[tf.Tensor], made: Mapping[int, Any], through: bool
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        maker = made.get(id(tensor))
-        if maker is not None:
-            found[id(maker)] = maker
-        if maker is None or through:
+        makers = made.get(id(tensor), ())
+        found.update({id(maker): maker for maker in makers})
+        if not makers or through:
             stack.extend(tensor.op.inputs)
     return list(found.values())
 
@@ -195,8 +220,8 @@ def input_spec(model: keras.Model) -> Any:
     return keras.tree.map_shape_structure(lambda shape: tf.TensorSpec((None, *shape[1:]), model.input_dtype), shapes)
 
 
-def trace(model: keras.Model, layers: Sequence[keras.layers.Layer]) -> Trace:
-    """Runs `model` once, symbolically and as in training, and records the calls of `layers`.
+def trace(model: keras.Model, layers: Iterable[keras.layers.Layer]) -> Trace:
+    """Runs `model` once, symbolically and as in training, and records the calls of `layers` and of those around them.
 
     Nothing is computed and no variable changes.
 
@@ -204,10 +229,13 @@ def trace(model: keras.Model, layers: Sequence[keras.layers.Layer]) -> Trace:
         ValueError: as `input_spec`.
     """
     calls: list[Call] = []
+    chosen = {id(layer) for layer in layers}
+    around = {id(each[-1]): each for _, each in walk(model) if id(each[-1]) in chosen}
 
     def recorder(layer: keras.layers.Layer) -> Treatment:
         def treatment(call: Callable, *args, **kwargs):
-            outputs = call(*args, **kwargs)
+            with without_fused_kernels(layer):
+                outputs = call(*args, **kwargs)
             calls.append(Call(layer, args, kwargs, outputs))
             return outputs
 
@@ -216,8 +244,9 @@ def trace(model: keras.Model, layers: Sequence[keras.layers.Layer]) -> Trace:
     outputs = []
 
     def run(inputs: Any) -> None:
-        with keras.StatelessScope(), instrumented({layer: recorder(layer) for layer in layers}):
+        recorders = {layer: recorder(layer) for each in around.values() for layer in each}
+        with keras.StatelessScope(), instrumented(recorders):
             outputs.append(model(inputs, training=True))
 
     tf.function(run, autograph=False).get_concrete_function(input_spec(model))
-    return Trace(outputs[0], calls)
+    return Trace(outputs[0], calls, around)

@@ -85,7 +85,7 @@ def _draw(layer: keras.layers.Layer, seed: int) -> list[tuple[keras.Variable, tf
 
 def _run(layer: keras.layers.Layer, args: tuple, kwargs: dict, weights: list) -> np.ndarray:
     with (
-        changed(layer, "activation", None),
+        changed(layer, "activation", keras.activations.linear),
         changed(layer, "dtype_policy", layer.variable_dtype),
         keras.StatelessScope(state_mapping=weights),
     ):

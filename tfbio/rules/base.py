@@ -5,6 +5,7 @@ statistics of batch normalisation aside), so that a trainer may call it in a gra
 of replicas. To add one, subclass `LearningRule`; CONTRIBUTING.md has a complete example.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ import keras
 import tensorflow as tf
 
 from tfbio import losses
+from tfbio.layers.traits import traits
+from tfbio.network.instrumented import walk
+from tfbio.optimizers import mark_kernels
 
 __all__ = [
     "Batch",
@@ -23,9 +27,9 @@ __all__ = [
     "weighted_loss",
 ]
 
-# Layers that pass values on as they are, `Activation` only with a linear one.
+_LOG = logging.getLogger("tfbio")
+
 _LINEAR = keras.activations.linear
-_PASSING = (keras.layers.Activation, keras.layers.Flatten, keras.layers.Identity, keras.layers.Reshape)
 
 
 class Update(NamedTuple):
@@ -186,6 +190,7 @@ class LearningRule:
             )
         check_logits(model, loss)
         self.model, self.loss = model, loss
+        mark_kernels(place[-1] for _, place in walk(model))
         self.step = tf.Variable(
             0, dtype=tf.int64, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name="step"
         )
@@ -267,6 +272,17 @@ class LearningRule:
         """
         return tf.zeros((), tf.int32)
 
+    def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Says once where the rule does nothing with this optimizer. Whoever makes the optimizer calls it, once.
+
+        Args:
+            optimizer: of the forward variables, within what scales the loss, if that is around it.
+        """
+
+    def warn(self, message: str) -> None:
+        """Logs a warning about what this rule is for this model, for who did not mean that."""
+        _LOG.warning(f"{type(self).__name__} of {self.model.name!r}: {message}")
+
     @property
     def forward_variables(self) -> list[keras.Variable]:
         """The variables of `Update.forward`, in its order."""
@@ -340,6 +356,11 @@ def _check_activation(model: keras.Model, loss: losses.Loss, tensor: Any) -> Non
             f"activation; layer {layer.name!r} of {model.name!r} ends in {activation}. Build it without: activation="
             "None (in keras.applications: classifier_activation=None)."
         )
+    if loss.takes_probabilities and getattr(layer, "activation", None) is _LINEAR:
+        _LOG.warning(
+            f"{loss.described()} takes probabilities, and {layer.name!r} of {model.name!r} has no activation. Pass the "
+            "loss with from_logits=True, or 'softmax_cross_entropy' or 'sigmoid_cross_entropy'."
+        )
 
 
 def _output_layer(tensor: Any) -> Any:
@@ -349,7 +370,9 @@ def _output_layer(tensor: Any) -> Any:
         layer = history.operation
         if isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
             tensor = layer.outputs[history.tensor_index]
-        elif isinstance(layer, _PASSING) and getattr(layer, "activation", _LINEAR) is _LINEAR:
+        elif traits(layer).kind == "shaping" or (
+            isinstance(layer, keras.layers.Activation) and layer.activation is _LINEAR
+        ):
             tensor = layer._inbound_nodes[history.node_index].input_tensors[0]
         else:
             return layer

@@ -69,6 +69,14 @@ class DifferenceTargetPropagation(TargetPropagation):
         self.target_step = target_step
         self.target_reduction = one_of("target_reduction", target_reduction, ("example", "batch"))
 
+    def setup(self) -> None:
+        super().setup()
+        if len(self.stages) == 2:
+            self.warn(
+                "on two stages it is backpropagation, the first stage's gradient times 2 `target_step`, because no "
+                "target goes through an inverse. Pass a deeper model, or the rule sdtp, ddtp or ldrl."
+            )
+
     def find_targets(
         self, activations: list[tf.Tensor], target: tf.Tensor, gradient: Callable[[], tf.Tensor], batch: Batch
     ) -> list[tf.Tensor]:

@@ -67,6 +67,11 @@ class FeedbackRule(Backpropagation):
         self.feedback_layers = network.feedback_layers
         for layer in self.feedback_layers:
             layer.step = self.step
+        if not network.uses_feedback and not isinstance(self.feedback, feedback_weights.Symmetric):
+            self.warn(
+                "it is backpropagation, because no error goes back through feedback to weights that learn: the last "
+                "layer's is symmetric. Pass last_layer='same', or a deeper model."
+            )
         return network
 
     def pathways(self, x: tf.Tensor) -> list[tuple[str, tf.Tensor, tf.Tensor]]:
@@ -193,6 +198,13 @@ class KolenPollack(FeedbackRule):
         super().__init__(
             feedback_weights.Random(initializer, scale, seed), last_layer, allow_backpropagation, output_layers
         )
+
+    def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+        if not getattr(optimizer, "inner_optimizer", optimizer).weight_decay:
+            self.warn(
+                "without weight decay, feedback does not come closer to the weights, but keeps its first distance. "
+                "Pass an optimizer with `weight_decay`, such as keras.optimizers.SGD(0.1, weight_decay=1e-3)."
+            )
 
     @property
     def followers(self) -> list[tuple[keras.Variable, keras.Variable]]:

@@ -18,7 +18,8 @@ import tensorflow as tf
 
 from tfbio.feedback.bits import stateless_normal
 from tfbio.network import inverses
-from tfbio.network.stages import stages
+from tfbio.network.graph import check_graph, check_one_output
+from tfbio.network.stages import run, stages
 from tfbio.rules.base import Batch, FeedbackLoop, LearningRule
 from tfbio.rules.local_losses import OF_DIFFERENCES, RECONSTRUCTIONS, weighted_sum, wide
 
@@ -92,6 +93,8 @@ class LearnedInverses(LearningRule):
     # Setup
 
     def setup(self) -> None:
+        check_graph(self.model)
+        check_one_output(self.model)
         self.stages = stages(self.model, self.cuts)
         count = len(self.stages)
         if count < 2:
@@ -99,6 +102,12 @@ class LearnedInverses(LearningRule):
                 f"Invalid value for `model`: expected one that can be cut into two stages or more, received "
                 f"{self.model.name!r}, which is a single one: there is no target to propagate."
             )
+        for stage in self.stages[:-1]:
+            if getattr(stage.outputs[0], "_keras_mask", None) is not None:
+                raise ValueError(
+                    f"Invalid value for `model`: expected stages without masks between them, because targets have "
+                    f"none; received one behind {stage.name!r}. Leave out mask_zero=True and Masking layers."
+                )
         for name in ("noise", "feedback_iterations"):
             if len(_each(getattr(self, name), count)) != count:
                 raise ValueError(
@@ -114,7 +123,7 @@ class LearnedInverses(LearningRule):
         return self.stages
 
     def _make_inverse(self, number: int, **options: Any) -> keras.Model:
-        """The inverse of stage `number` (from 0), by the user's function or as its mirror image."""
+        """The inverse of stage `number` (from 0), by the user's function or by `tfbio.inverse`."""
         make = self.inverse
         stage, below = self.inverted[number], self.stages[number - 1]
         activation = inverses.output_activation(below)
@@ -129,16 +138,6 @@ class LearnedInverses(LearningRule):
         return result
 
     # Learning
-
-    def _forward(self, x: tf.Tensor, watch: Callable = lambda h: None) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """The stages' inputs, constants all, the last of which is watched, and their outputs."""
-        inputs, outputs = [], [x]
-        for stage in self.stages:
-            inputs.append(tf.nest.map_structure(tf.stop_gradient, outputs[-1]))
-            if stage is self.stages[-1]:
-                watch(inputs[-1])
-            outputs.append(stage(inputs[-1], training=True))
-        return inputs, outputs[1:]
 
     def _activations(self, outputs: list[tf.Tensor]) -> list[tf.Tensor]:
         """$h_1, …, h_L$."""
@@ -211,8 +210,8 @@ class LearnedInverses(LearningRule):
 
     def feedback_loop_inputs(self, x: tf.Tensor) -> dict[int, tuple]:
         with keras.StatelessScope():
-            inputs, outputs = self._forward(x)
-        return self._examples(inputs, self._activations(outputs))
+            ran = run(self.stages, x)
+        return self._examples(ran.inputs, self._activations(ran.outputs))
 
     def _iterate(self, number: int, inputs: dict[int, tuple], batch: Batch, iteration: tf.Tensor) -> list[tf.Tensor]:
         return self.learn_inverses({number: inputs[number]}, batch, iteration)

@@ -24,6 +24,8 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
+from tfbio.network.graph import numbered
+from tfbio.network.stages import run, stop_gradient
 from tfbio.rules.base import Batch, Update, regularization, weighted_loss
 from tfbio.rules.learned_inverses import LearnedInverses
 from tfbio.rules.local_losses import Map, local_signal, wide
@@ -47,6 +49,17 @@ def plain_targets(target: tf.Tensor, inverses: Sequence[Map]) -> list[tf.Tensor]
     for g in reversed(inverses):
         targets.insert(0, g(targets[0]))
     return targets
+
+
+def _constant(tape: tf.GradientTape) -> Map:
+    """What a stage sees of the one below: a constant that the tape watches."""
+
+    def constant(h: tf.Tensor) -> tf.Tensor:
+        h = stop_gradient(h)
+        tape.watch(h)
+        return h
+
+    return constant
 
 
 @register
@@ -112,16 +125,17 @@ class TargetPropagation(LearnedInverses):
     def targets(self, x: tf.Tensor, y: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """`(activation, target)` of each stage on a batch; the last activation is the prediction, or the logits."""
         with keras.StatelessScope(), tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            inputs, outputs = self._forward(tf.nest.map_structure(tf.convert_to_tensor, x), tape.watch)
-        return self._targets(tape, inputs, outputs, Batch.of(x, y))
+            ran = run(self.stages, tf.nest.map_structure(tf.convert_to_tensor, x), _constant(tape))
+        return self._targets(tape, ran.inputs, ran.outputs, Batch.of(x, y))
 
     def update(self, batch: Batch) -> Update:
         values = [variable.value for variable in self.forward_variables]
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(values)
-            inputs, outputs = self._forward(batch.x, tape.watch)
+            ran = run(self.stages, batch.x, _constant(tape))
+            inputs, outputs = ran.inputs, ran.outputs
             loss = weighted_loss(self.loss, batch, outputs[-1])
-            penalty = regularization(self.model, batch, loss.dtype)
+            penalty = regularization(ran, batch, loss.dtype)
         pairs = self._targets(tape, inputs, outputs, batch)
         taught = outputs if self.targets_logits else outputs[:-1]
         losses = [penalty] if self.targets_logits else [loss, penalty]
@@ -147,4 +161,4 @@ class TargetPropagation(LearnedInverses):
                 for number, (_, t) in enumerate(pairs[:-1], 1)
             ]
         names = [next((layer.name for layer in stage.layers if layer.weights), stage.name) for stage in self.stages]
-        return diagnose(names, pairs, returned, reached)
+        return diagnose(numbered(names), pairs, returned, reached)

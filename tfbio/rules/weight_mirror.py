@@ -27,6 +27,7 @@ import tensorflow as tf
 from tfbio import feedback as feedback_weights
 from tfbio.feedback.bits import stateless_bits
 from tfbio.layers import Feedback, kernels
+from tfbio.layers.recurrent_feedback import RecurrentFeedback
 from tfbio.rules.base import Batch, Update
 from tfbio.rules.feedback_alignment import FeedbackRule
 from tfbio.serialization import register
@@ -93,6 +94,11 @@ class WeightMirror(FeedbackRule):
         network = super().make_network()
         self._mirrors = [layer for layer in self.feedback_layers if layer.feedback.learned]
         for layer in self._mirrors:
+            if isinstance(layer, RecurrentFeedback):
+                raise ValueError(
+                    f"Invalid value for `model`: expected layers that can be driven with noise, received the recurrent "
+                    f"cell {layer.layer.name!r}; pass allow_backpropagation=({layer.layer.name!r},)."
+                )
             if None in layer.input_shape[1:]:
                 raise ValueError(
                     f"Invalid value for `model`: a weight mirror needs inputs of a fixed size, received "

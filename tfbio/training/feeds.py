@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfbio.data import InMemory, Streaming, memory_of, stream_of
 from tfbio.data.memory import Sampler
-from tfbio.data.pipelines import untuned
+from tfbio.data.pipelines import without_tuner
 from tfbio.training.batches import Examples, make_examples
 from tfbio.training.checks import translate_data_errors
 
@@ -121,7 +121,9 @@ class StreamFeed:
         endless = cardinality == tf.data.INFINITE_CARDINALITY
         if cardinality == tf.data.UNKNOWN_CARDINALITY and steps_per_epoch is None:
             if source not in _COUNTED:
-                _COUNTED[source] = int(untuned(first).reduce(tf.constant(0, tf.int64), lambda count, _: count + 1))
+                _COUNTED[source] = int(
+                    without_tuner(first).reduce(tf.constant(0, tf.int64), lambda count, _: count + 1)
+                )
             cardinality = _COUNTED[source]
         if endless and steps_per_epoch is None:
             raise ValueError("Invalid value for `steps_per_epoch`: an endless data set needs one, received None.")
@@ -143,7 +145,7 @@ class StreamFeed:
             return iter(self._strategy.distribute_datasets_from_function(own))
         position = epoch * self.steps_per_epoch + first if self._runs_on else first
         if not (self._runs_on and self._at == position):
-            dataset = untuned(self._source(epoch, position))
+            dataset = without_tuner(self._source(epoch, position))
             options = tf.data.Options()
             # Each worker takes its part of every batch, and not batches of its own from a part of the files: order is
             # the user's, and nothing is known of where it comes from.

@@ -100,6 +100,7 @@ class Learner(keras.Model):
         }
         self._averages = Averages(self.rule.loss, self.rule.logs, "accuracy" if accuracy else None)
         self.optimizer.build([*self.rule.forward_variables, *self.rule.feedback_variables])
+        self.rule.check_optimizer(self.optimizer)
         self._updater = Updater(self.rule, self.optimizer)
 
     def get_compile_config(self) -> dict[str, Any]:

@@ -157,9 +157,9 @@ class TrainingLoop:
         """The rule's update as tensors alone: gradients of the phase's groups, in the order of the rule's variables."""
         update = self._rule.update(batch)
         for group in ("forward", "feedback"):
-            expected = [tuple(variable.shape) for variable in getattr(self._rule, f"{group}_variables")]
-            received = [tuple(gradient.shape) for gradient in getattr(update, group)]
-            if expected != received:
+            expected = [tf.TensorShape(variable.shape) for variable in getattr(self._rule, f"{group}_variables")]
+            received = [gradient.shape for gradient in getattr(update, group)]
+            if len(expected) != len(received) or not all(map(tf.TensorShape.is_compatible_with, expected, received)):
                 raise ValueError(
                     f"{type(self._rule).__name__}.update must return one gradient for each of `{group}_variables`, in "
                     f"their order; expected shapes {expected}, received {received}."

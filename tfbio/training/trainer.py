@@ -117,6 +117,7 @@ class Trainer:
             self._metrics = Metrics(metrics, self.loss, model, self.strategy, accumulation_steps)
             self._evaluator = Evaluator(model, self.loss, self._metrics, self.strategy, jit_compile, self._preprocess)
             self._state = TrainingState(self.rule, self._optimizers, self._metrics, self._preprocess, self.strategy)
+        self.rule.check_optimizer(self.optimizer)
         updater = Updater(self.rule, self.optimizer, self.feedback_optimizer)
         self._loop = TrainingLoop(
             self.rule, updater, self.strategy, jit_compile, self._preprocess, self._state.record, accumulation_steps

@@ -1,21 +1,12 @@
-"""A run's settings, and its parts: the place where data, model, rule, optimizer and strategy meet. It knows no gin."""
+"""The settings of a run. They can be made without gin."""
 
-import inspect
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import keras
+from tfbio import data, models
 
-from tfbio import data, models, rules
-from tfbio.experiments import description
-from tfbio.training import Trainer
-from tfbio.training.strategies import make_strategy
-
-__all__ = ["Assembly", "Run"]
-
-_EVALUATION_BATCH = 512
+__all__ = ["Run"]
 
 
 @dataclass
@@ -91,69 +82,3 @@ class Run:
                 "Invalid value for `select_on`: expected a split that is evaluated after every epoch, received 'test' "
                 f'with evaluate_on={tuple(self.evaluate_on)}. Add "test" to evaluate_on.'
             )
-
-
-class Assembly:
-    """A run's parts, built: the splits it has, and the trainer."""
-
-    def __init__(self, run: Run):
-        self.run = run
-        strategy = make_strategy(run.strategy, run.tpu)  # first: several workers must meet before any of them computes
-        keras.config.set_dtype_policy(run.precision)
-        keras.utils.set_random_seed(run.seed)
-        self.train_data, self.info = run.load(split="train", batch_size=run.batch_size, seed=run.seed)
-        with strategy.scope():
-            model = run.model(input_shape=self.info.shape, classes=self.info.classes)
-            self.trainer = Trainer(
-                model,
-                _made(run.rule, rules.LearningRule),
-                _made(run.optimizer, keras.optimizers.Optimizer),
-                run.loss,
-                strategy=strategy,
-                jit_compile=run.jit_compile,
-                feedback_optimizer=_made(run.feedback_optimizer, keras.optimizers.Optimizer),
-                preprocessing=self.info.preprocessing,
-                accumulation_steps=run.accumulation_steps,
-            )
-
-    def split(self, name: str) -> Any:
-        """A split for evaluation: in order, as it is; None for a validation split that was not set aside."""
-        if name not in self.info.splits:
-            return None
-        plain = {"augmentation": None, "drop_remainder": False}
-        parameters = inspect.signature(self.run.load).parameters
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-            plain = {name: value for name, value in plain.items() if name in parameters}
-        options = {"batch_size": _EVALUATION_BATCH, "seed": self.run.seed, "shuffle": False, **plain}
-        return self.run.load(split=name, **options)[0]
-
-    def describe(self) -> dict[str, Any]:
-        """What makes this run what it is: another run may not go on in its directory."""
-        trainer = self.trainer
-        optimizers = {"optimizer": trainer.optimizer, "feedback_optimizer": trainer.feedback_optimizer}
-        optimizers = {name: keras.saving.serialize_keras_object(o) for name, o in optimizers.items() if o is not None}
-        content = {
-            "dataset": {"set": self.info.name, "examples": self.info.examples, "shape": list(self.info.shape)},
-            "preprocessing": self.info.preprocessing.get_config(),
-            "batches": description.batches(self.train_data),
-            "network": description.network(trainer.model),
-            "model": [[variable.name, list(variable.shape)] for variable in trainer.model.variables],
-            "rule": {"class_name": type(trainer.rule).__name__, **trainer.rule.get_config()},
-            **{name: {"class_name": o["class_name"], **o["config"]} for name, o in optimizers.items()},
-            "loss": type(trainer.loss).__name__,
-            "batch_size": self.run.batch_size,
-            "seed": self.run.seed,
-            "precision": self.run.precision,
-        }
-        return description.nameless(json.loads(json.dumps(content, default=str)))
-
-    def labels(self) -> dict[str, str]:
-        if self.run.labels:
-            return dict(self.run.labels)
-        rule = type(self.trainer.rule).__name__
-        return {"dataset": self.info.name, "network": self.trainer.model.name, "rule": rule}
-
-
-def _made(part: Any, kind: type) -> Any:
-    """`part`, or what it returns if it is a function (or class) that makes one."""
-    return part() if callable(part) and not isinstance(part, kind) else part
