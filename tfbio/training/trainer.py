@@ -175,7 +175,7 @@ class Trainer:
             feed = self._feed(data, steps_per_epoch, batch_size, shuffle=True)
             self._trained = (data, (steps_per_epoch, batch_size), feed)
         feed = self._trained[2]
-        callbacks = list(callbacks)
+        callbacks = keras.tree.flatten(list(callbacks))
         stops = [part.every_steps for part in (checkpoints, *callbacks) if getattr(part, "every_steps", None)]
         if validation_data is None or not isinstance(validation_data, Mapping):
             validation_data = {} if validation_data is None else {"val": validation_data}
