@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfbio.keras_internals import all_layers
 from tfbio.losses import Loss
 from tfbio.rules.base import output_shape
 
@@ -87,7 +88,7 @@ def check_no_collectives(model: keras.Model, argument: str, value: Any) -> None:
     Raises:
         ValueError: names the layer.
     """
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         if getattr(layer, "synchronized", False):
             raise ValueError(
                 f"Invalid value for `{argument}`: {layer.name!r} is synchronized over replicas, which can't meet "
