@@ -231,7 +231,8 @@ def test_what_a_cluster_or_a_tpu_trained_is_evaluated_and_exported_without(strat
         params = [f"train.strategy = {named!r}"]
         assert config._recorded_run(str(tmp_path), params).strategy == named
     monkeypatch.setattr(strategies, "_tpu", lambda address: None)
-    monkeypatch.setenv(where, "there is one")
+    cluster = '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}'
+    monkeypatch.setenv(where, cluster if where == "TF_CONFIG" else "there is one")
     assert config._recorded_run(str(tmp_path), []).strategy == strategy
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import warnings
 
 import keras
 import numpy as np
@@ -125,6 +126,9 @@ def test_a_layer_called_twice_has_one_feedback(float64):
 def test_masks_and_training_reach_the_layers():
     model, x = encoder(), tokens()
     network = with_feedback(model, "random")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # of Keras: masks that a layer destroys
+        gradients(network, model, x)
     np.testing.assert_array_equal(network(x), model(x))
     longer = np.where(x == 0, 0, x)
     longer[1, 3:] = 0

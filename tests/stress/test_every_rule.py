@@ -42,5 +42,5 @@ def test_two_replicas_equal_one_by_trainer_and_learner(rule, setting, two_replic
 def test_two_workers_equal_one(rule, tmp_path):
     """27 images in batches of 8, so that the last batch is a partial one, AdamW, evaluation and alignment."""
     full = test_workers.with_pictures(rule, tmp_path)
-    test_workers.finish(test_workers.start((full, tmp_path / rule, 2)))
+    test_workers.finish(test_workers.start_runs((full, tmp_path / rule, 2)))
     test_workers.assert_equal_one(rule, tmp_path, tmp_path / "alone")

@@ -1,12 +1,9 @@
 """Two replicas, on virtual devices, take the same steps as one."""
 
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from processes import output_of
 
 import tfbio
 from tfbio.training import Checkpoints
@@ -221,8 +218,3 @@ def test_moving_statistics_are_those_of_all_replicas_and_a_run_with_noise_resume
     np.testing.assert_allclose(*means, rtol=1e-5)  # halves of a batch have its mean on average
     last = figures["val_loss"][-1]
     assert abs(second.evaluate(data())["loss"] - last) < 1e-6 * last
-
-
-def test_figures_saved_in_the_middle_of_an_epoch_are_the_undisturbed_ones(tmp_path):
-    """Of three replicas, whose strategy and that of two can't be in one process."""
-    assert "replicas agree" in output_of(Path(__file__).with_name("replicated_averages.py"), tmp_path)

@@ -113,7 +113,7 @@ def of_one():
     return figures(ONE)
 
 
-@pytest.mark.parametrize("case", ["two", "two, resumed", "two in parts", "one in parts"])
+@pytest.mark.parametrize("case", ["two, resumed", "two in parts", "one in parts"])
 def test_metrics_and_predictions_are_those_of_one_replica(case, of_one, two_replicas, tmp_path):
     folder = str(tmp_path) if "resumed" in case else None
     parts = {"two in parts": 2, "one in parts": 3}.get(case, 1)

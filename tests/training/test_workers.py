@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from processes import Script
+from processes import Script, output_of
 from training.pictures import write_pictures
 from training.worker import run
 
@@ -22,19 +22,21 @@ RULES = ["dtp", "dfa streamed", "kp pictures"]  # tests/stress/test_every_rule.p
 RESUMED = "fa normalized"  # the workers' own moving statistics, too
 
 
-def start(*runs):
-    """The processes of a cluster of two workers that takes runs, `(rule, workdir, epochs)`, one after the other."""
+def start(script, *arguments):
+    """The processes of a cluster of two workers."""
     sockets = [socket.socket() for _ in range(2)]
     for each in sockets:
         each.bind(("localhost", 0))
     workers = [f"localhost:{each.getsockname()[1]}" for each in sockets]
     for each in sockets:
         each.close()
-    processes, text = [], json.dumps([(rule, str(workdir), epochs) for rule, workdir, epochs in runs])
-    for index in range(2):
-        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        processes.append(Script(SCRIPT, text, CUDA_VISIBLE_DEVICES="", TF_CONFIG=json.dumps(task)))
-    return processes
+    tasks = [{"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}} for index in range(2)]
+    return [Script(script, *arguments, CUDA_VISIBLE_DEVICES="", TF_CONFIG=json.dumps(task)) for task in tasks]
+
+
+def start_runs(*runs):
+    """Those of a cluster that takes runs, `(rule, workdir, epochs)`, one after the other."""
+    return start(SCRIPT, json.dumps([(rule, str(workdir), epochs) for rule, workdir, epochs in runs]))
 
 
 def wait(processes, until):
@@ -80,14 +82,14 @@ def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workers")
     runs = [(with_pictures(rule, folder), folder / rule, 2) for rule in RULES]
     runs += [(RESUMED, folder / name, 12) for name in ("whole", "killed")]
-    processes, checkpoints = start(*runs), folder / "killed" / "checkpoints"
+    processes, checkpoints = start_runs(*runs), folder / "killed" / "checkpoints"
     wait(processes, lambda: list(checkpoints.glob("step-*.index")))
     for process in processes:
         process.send_signal(signal.SIGKILL)
     outputs = finish(processes, -signal.SIGKILL)
     assert list(checkpoints.glob("step-*.index")) and not (folder / "killed" / "result.json").exists()
 
-    processes = start((RESUMED, folder / "killed", 12), ("fa", folder / "endless", 100000))
+    processes = start_runs((RESUMED, folder / "killed", 12), ("fa", folder / "endless", 100000))
     wait(processes, (folder / "endless" / "metrics.jsonl").exists)
     processes[1].send_signal(signal.SIGTERM)  # not the chief
     return folder, outputs, ends(processes)
@@ -125,6 +127,21 @@ def test_a_signal_to_one_worker_stops_all_of_them_with_one_checkpoint(cluster):
     assert stopped[0] == stopped[1] and stopped[0].startswith("Stopped at step"), ended
     step = stopped[0].split()[-1]
     assert (folder / "endless" / "checkpoints" / f"step-{step}.index").exists()
+
+
+def test_metrics_and_predictions_of_two_workers_are_those_of_one():
+    script = SCRIPT.with_name("worker_metrics.py")
+    expected = json.loads(output_of(script, CUDA_VISIBLE_DEVICES="", TF_CONFIG=None).splitlines()[-1])
+    for output in finish(start(script)):
+        found = json.loads(output.splitlines()[-1])
+        assert found["history"] == pytest.approx(expected["history"], rel=1e-4)
+        for name in ("auc", "r2", "loss", "sum"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+def test_figures_of_three_replicas_saved_in_the_middle_of_an_epoch_are_the_undisturbed_ones(tmp_path):
+    """Three, of whose values a third is not exact; one process can't have strategies of two and of three replicas."""
+    assert "replicas agree" in output_of(SCRIPT.with_name("replicated_averages.py"), tmp_path)
 
 
 def test_cluster_of_a_slurm_job():

@@ -24,7 +24,7 @@ from tfbio.analysis.alignment import Alignment
 from tfbio.experiments.build import BuiltRun
 from tfbio.experiments.settings import Run
 from tfbio.experiments.workdir import WorkdirError, check_same_run, read_json
-from tfbio.files import read_lines, write_json
+from tfbio.files import check_no_pattern, read_lines, write_json
 from tfbio.training import BestWeights, Checkpoints, JsonLines, Replayed, TensorBoardScalars
 from tfbio.training.feeds import first_batch
 
@@ -58,6 +58,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
         NonFiniteLoss, ValueError, OSError: as `Trainer.fit` and `tfbio.data.load`.
     """
     started = time.monotonic()
+    check_no_pattern("workdir", workdir)
     folder = Path(workdir)
     built = BuiltRun(run)
     trainer = built.trainer
@@ -170,6 +171,7 @@ def export(workdir: str, run: Run, preprocessing: bool = False, best: bool = Fal
 
 
 def _restored(workdir: str, run: Run, best: bool = False) -> BuiltRun:
+    check_no_pattern("workdir", workdir)
     folder = Path(workdir)
     if not (folder / "run.json").exists():
         raise WorkdirError(f"{folder} is no run directory: it has no run.json. Train there first: tfbio train.")
