@@ -86,8 +86,10 @@ def cluster(tmp_path_factory):
     wait(processes, lambda: list(checkpoints.glob("step-*.index")))
     for process in processes:
         process.send_signal(signal.SIGKILL)
-    outputs = finish(processes, -signal.SIGKILL)
-    assert list(checkpoints.glob("step-*.index")) and not (folder / "killed" / "result.json").exists()
+    ended = ends(processes)
+    assert [code for code, _, _ in ended] == [-signal.SIGKILL] * 2, ended
+    assert list(checkpoints.glob("step-*.index")) and not (folder / "killed" / "result.json").exists(), ended
+    outputs = [output for _, output, _ in ended]
 
     processes = start_runs((RESUMED, folder / "killed", 12), ("fa", folder / "endless", 100000))
     wait(processes, (folder / "endless" / "metrics.jsonl").exists)
