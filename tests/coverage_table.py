@@ -38,6 +38,7 @@ FA, DFA = "rules/test_feedback_alignment.py", "rules/test_direct_feedback_alignm
 TARGETS = "rules/test_target_propagation.py"
 DIRECT = "rules/test_direct_difference_target_propagation.py"
 LOCAL = "rules/test_local_difference_target_propagation.py"
+STRESS = "stress/test_every_rule.py"
 
 #: Oracle → tests that count for rules.
 ORACLES = {
@@ -77,9 +78,19 @@ ORACLES = {
         Test(DIRECT, "test_the_best_feedback_is_the_damped_pseudo_inverse", ("ddtp",)),
         Test(LOCAL, "test_inverses_of_a_linear_net_learn_the_transposed_weights", ("ldrl",)),
     ),
-    "one, two replicas": (Test("training/test_replicas.py", "test_two_replicas_equal_one"),),
-    "one, two processes": (Test("training/test_workers.py", "test_two_workers_equal_one"),),
-    "stopped and resumed": (Test("training/test_checkpoints.py", "test_resumed_equals_uninterrupted"),),
+    "one, two replicas": (
+        Test("training/test_replicas.py", "test_two_replicas_equal_one"),
+        Test(STRESS, "test_two_replicas_equal_one"),
+    ),
+    "one, two processes": (
+        Test("training/test_workers.py", "test_two_workers_equal_one"),
+        Test(STRESS, "test_two_workers_equal_one"),
+    ),
+    "stopped and resumed": (
+        Test("training/test_checkpoints.py", "test_a_stopped_and_resumed_run_equals_an_uninterrupted_one"),
+        Test("training/test_checkpoints.py", "test_resumed_equals_uninterrupted"),
+        Test(STRESS, "test_resumed_equals_uninterrupted"),
+    ),
     "learns": (
         Test("rules/test_weight_mirror.py", "test_it_learns_as_users_run_it", ("wm",)),
         Test("rules/test_feedback_storage.py", "test_it_learns", ("dfa",)),
@@ -205,6 +216,7 @@ def contract() -> list[str]:
     lines += ["", f"Each of these {len(settings)} settings passes:", ""]
     for name in tests:
         lines.append(f"- {name.removeprefix('test_').replace('_', ' ')} ({len(cases(file, name))} cases)")
+    lines += ["", "One of a kind, and the others in `tests/stress`, equal themselves compiled by XLA."]
     return lines
 
 
@@ -234,7 +246,8 @@ def _last(rule: Any) -> Any:
 DOCUMENT = """# What is tested on what
 
 Numbers of cases, read off the tests' parametrisation by `python tests/coverage_table.py`. A dash: none, be it that the
-oracle says nothing about the rule. Beside these, `tests/experiments/test_config.py` builds the run of every gin file.
+oracle says nothing about the rule. Where an oracle is the same for all rules, `launchers/test.sh` tries one of a kind,
+`launchers/test.sh tests/stress` all. Beside these, `tests/experiments/test_config.py` builds the run of every gin file.
 
 ## Rules
 

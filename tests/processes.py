@@ -1,6 +1,6 @@
-"""Runs scripts in processes of their own, forked from one that has imported TensorFlow and used nothing of it.
+"""Runs scripts in processes of their own, forked from one that has imported TensorFlow and tfbio, and used neither.
 
-To import it takes longer than most of these scripts. Devices, threads and connections are each process's own.
+To import them takes longer than most of these scripts. Devices, threads and connections are each process's own.
 """
 
 import multiprocessing
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tensorflow", "keras"])
+_FORKS.set_forkserver_preload(["tensorflow", "keras", "tfbio"])
 
 
 class Script:

@@ -263,14 +263,21 @@ def test_frozen_layers_still_carry_the_signal(make, float64):
     assert_close(update.forward, expected[:2] + expected[4:])
 
 
-# XLA takes a second for each: here one rule of a kind, all of them in tests/stress/test_every_rule.py.
+@ALL
+def test_graphs_equal_eager(make, float64):
+    assert_traced_equals_eager(make, jit_compile=False)
+
+
+#: XLA takes a second for each: here one rule of a kind, the others in tests/stress/test_every_rule.py.
 COMPILED = ("bp", "fa", "brsf", "wm", "dfa regenerated", "dtp", "ao_sdtp", "ldrl", "ddtp")
-PROGRAMS = {f"graph-{name}": (make, False) for name, make in RULES.items()}
-PROGRAMS |= {f"xla-{name}": (RULES[name], True) for name in COMPILED}
 
 
-@pytest.mark.parametrize(("make", "jit_compile"), PROGRAMS.values(), ids=PROGRAMS)
-def test_graphs_and_xla_equal_eager(make, jit_compile, float64):
+@pytest.mark.parametrize("name", COMPILED)
+def test_xla_equals_eager(name, float64):
+    assert_traced_equals_eager(RULES[name], jit_compile=True)
+
+
+def assert_traced_equals_eager(make, jit_compile):
     rule = shared(make, "l2")
 
     @tf.function(jit_compile=jit_compile, autograph=False)

@@ -1,4 +1,4 @@
-"""Run by test_replicas.py in a process of its own: figures of three replicas, saved in the middle of an epoch."""
+"""Run by test_workers.py in a process of its own: figures of three replicas, saved in the middle of an epoch."""
 
 import sys
 

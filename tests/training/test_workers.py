@@ -1,7 +1,6 @@
 """Two worker processes take the same steps as one; they meet over loopback."""
 
 import json
-import runpy
 import signal
 import socket
 import time
@@ -10,31 +9,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from processes import Script
+from processes import Script, output_of
+from training.pictures import write_pictures
+from training.worker import run
 
-from tfbio.experiments.run import _restored
+from tfbio.experiments.run import _restored, train
 from tfbio.training import strategies
 from tfbio.training.strategies import make_strategy, slurm_cluster
 
 SCRIPT = Path(__file__).with_name("worker.py")
-run = runpy.run_path(str(SCRIPT))["run"]
-write_pictures = runpy.run_path(str(SCRIPT.with_name("pictures.py")))["write_pictures"]
+RULES = ["dtp", "dfa streamed", "kp pictures"]  # tests/stress/test_every_rule.py has the others
+RESUMED = "fa normalized"  # the workers' own moving statistics, too
 
 
-def start(count, rule, workdir, epochs):
-    """The processes of a cluster of `count` workers, or a single one without a cluster."""
-    sockets = [socket.socket() for _ in range(count)]
+def start(script, *arguments):
+    """The processes of a cluster of two workers."""
+    sockets = [socket.socket() for _ in range(2)]
     for each in sockets:
         each.bind(("localhost", 0))
     workers = [f"localhost:{each.getsockname()[1]}" for each in sockets]
     for each in sockets:
         each.close()
-    processes = []
-    for index in range(count):
-        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        config, strategy = (json.dumps(task), "multi_worker") if count > 1 else (None, "one_device")
-        processes.append(Script(SCRIPT, rule, workdir, epochs, strategy, CUDA_VISIBLE_DEVICES="", TF_CONFIG=config))
-    return processes
+    tasks = [{"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}} for index in range(2)]
+    return [Script(script, *arguments, CUDA_VISIBLE_DEVICES="", TF_CONFIG=json.dumps(task)) for task in tasks]
+
+
+def start_runs(*runs):
+    """Those of a cluster that takes runs, `(rule, workdir, epochs)`, one after the other."""
+    return start(SCRIPT, json.dumps([(rule, str(workdir), epochs) for rule, workdir, epochs in runs]))
+
+
+def wait(processes, until):
+    """Until something is so, or one of the processes has ended."""
+    deadline = time.monotonic() + 250
+    while not until() and time.monotonic() < deadline and all(each.process.is_alive() for each in processes):
+        time.sleep(0.05)
 
 
 def ends(processes):
@@ -58,51 +67,81 @@ def weights(workdir, rule, epochs):
     return [variable.numpy() for variable in (*trainer.model.variables, *trainer.rule.variables)]
 
 
-@pytest.mark.parametrize("rule", ["dtp", "dfa streamed", "kp pictures"])  # tests/stress/two_workers.py has the others
-def test_two_workers_equal_one(rule, tmp_path):
-    if rule.endswith("pictures"):
-        write_pictures(tmp_path / "pictures", 25, 7)  # three batches of 8, and one picture for the first worker
-        rule = rule.replace("pictures", f"image_folder:{tmp_path / 'pictures'}")
-    one, two = (finish(start(count, rule, tmp_path / str(count), 2)) for count in (1, 2))
-    assert "epoch 2/2" in one[0] and "epoch 2/2" in two[0] and not two[1]  # the chief alone reports
-    for a, b in zip(*(weights(tmp_path / count, rule, 2) for count in "12"), strict=True):
+def with_pictures(rule, folder):
+    """The rule with a data set of pictures where it asks for one: three batches of 8, and one for the first worker."""
+    if not rule.endswith("pictures"):
+        return rule
+    if not (folder / "pictures").exists():
+        write_pictures(folder / "pictures", 25, 7)
+    return rule.replace("pictures", f"image_folder:{folder / 'pictures'}")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """What two workers leave that take several runs, are killed within the last one, and go on with it."""
+    folder = tmp_path_factory.mktemp("workers")
+    runs = [(with_pictures(rule, folder), folder / rule, 2) for rule in RULES]
+    runs += [(RESUMED, folder / name, 12) for name in ("whole", "killed")]
+    processes, checkpoints = start_runs(*runs), folder / "killed" / "checkpoints"
+    wait(processes, lambda: list(checkpoints.glob("step-*.index")))
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    outputs = finish(processes, -signal.SIGKILL)
+    assert list(checkpoints.glob("step-*.index")) and not (folder / "killed" / "result.json").exists()
+
+    processes = start_runs((RESUMED, folder / "killed", 12), ("fa", folder / "endless", 100000))
+    wait(processes, (folder / "endless" / "metrics.jsonl").exists)
+    processes[1].send_signal(signal.SIGTERM)  # not the chief
+    return folder, outputs, ends(processes)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_two_workers_equal_one(rule, cluster, tmp_path):
+    folder, outputs, _ = cluster
+    assert "epoch 2/2" in outputs[0] and not outputs[1]  # the chief alone reports
+    assert_equal_one(rule, folder, tmp_path)
+
+
+def assert_equal_one(rule, folder, alone):
+    """What two workers left in `folder/rule` is what a single process leaves."""
+    full = with_pictures(rule, folder)
+    train(str(alone), run(full, 2, "one_device"), quiet=True)
+    for a, b in zip(*(weights(path, full, 2) for path in (alone, folder / rule)), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
-    first, second = (json.loads((tmp_path / count / "result.json").read_text()) for count in "12")
+    first, second = (json.loads((path / "result.json").read_text()) for path in (alone, folder / rule))
     assert second["final"] == pytest.approx(first["final"], rel=1e-3)
     assert second["alignment"] == pytest.approx(first["alignment"], rel=1e-2, abs=0.1)
-    lines = (tmp_path / "2" / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / rule / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
 
-def test_killed_workers_go_on_bit_for_bit(tmp_path):
-    rule = "fa normalized"  # the workers' own moving statistics, too
-    finish(start(2, rule, tmp_path / "whole", 12))
-    killed = start(2, rule, tmp_path / "killed", 12)
-    checkpoints = tmp_path / "killed" / "checkpoints"
-    deadline = time.monotonic() + 200
-    while not list(checkpoints.glob("step-*.index")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for process in killed:
-        process.send_signal(signal.SIGKILL)
-    finish(killed, -signal.SIGKILL)
-    assert list(checkpoints.glob("step-*.index")) and not (tmp_path / "killed" / "result.json").exists()
-    finish(start(2, rule, tmp_path / "killed", 12))
-    for a, b in zip(*(weights(tmp_path / name, rule, 12) for name in ("whole", "killed")), strict=True):
+def test_killed_workers_go_on_bit_for_bit(cluster):
+    folder = cluster[0]
+    for a, b in zip(*(weights(folder / name, RESUMED, 12) for name in ("whole", "killed")), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_signal_to_one_worker_stops_all_of_them_with_one_checkpoint(tmp_path):
-    processes = start(2, "fa", tmp_path / "run", 100000)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while not metrics.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    processes[1].send_signal(signal.SIGTERM)  # not the chief
-    ended = ends(processes)
+def test_a_signal_to_one_worker_stops_all_of_them_with_one_checkpoint(cluster):
+    folder, _, ended = cluster
     stopped = [errors.rpartition("TrainingInterrupted: ")[2].split(";")[0] for _, _, errors in ended]
     assert stopped[0] == stopped[1] and stopped[0].startswith("Stopped at step"), ended
     step = stopped[0].split()[-1]
-    assert (tmp_path / "run" / "checkpoints" / f"step-{step}.index").exists()
+    assert (folder / "endless" / "checkpoints" / f"step-{step}.index").exists()
+
+
+def test_metrics_and_predictions_of_two_workers_are_those_of_one():
+    script = SCRIPT.with_name("worker_metrics.py")
+    expected = json.loads(output_of(script, CUDA_VISIBLE_DEVICES="", TF_CONFIG=None).splitlines()[-1])
+    for output in finish(start(script)):
+        found = json.loads(output.splitlines()[-1])
+        assert found["history"] == pytest.approx(expected["history"], rel=1e-4)
+        for name in ("auc", "r2", "loss", "sum"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+def test_figures_of_three_replicas_saved_in_the_middle_of_an_epoch_are_the_undisturbed_ones(tmp_path):
+    """Three, of whose values a third is not exact; one process can't have strategies of two and of three replicas."""
+    assert "replicas agree" in output_of(SCRIPT.with_name("replicated_averages.py"), tmp_path)
 
 
 def test_cluster_of_a_slurm_job():
@@ -120,7 +159,8 @@ def test_cluster_of_a_slurm_job():
 
 
 def test_one_device_needs_no_strategy(monkeypatch):
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["the only one"] * (kind == "CPU"))
+    first = tf.config.list_logical_devices("CPU")[:1]
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: first if kind == "CPU" else [])
     assert make_strategy("mirrored") is make_strategy("one_device")
 
 

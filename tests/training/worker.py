@@ -1,6 +1,7 @@
-"""Run by test_workers.py, once for each process of a cluster: trains a small run."""
+"""Run by test_workers.py, once for each process of a cluster: trains small runs, one after the other."""
 
 import functools
+import json
 import sys
 
 import keras
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 import tfbio
 from tfbio.experiments.run import Run, train
+from tfbio.training import strategies
 
 
 def load(name="", split="train", batch_size=8, seed=0, shuffle=True, augmentation="flip_crop", drop_remainder=False):
@@ -25,11 +27,11 @@ def load(name="", split="train", batch_size=8, seed=0, shuffle=True, augmentatio
 
 def model(input_shape, classes, normalized=False):
     layers = [
-        keras.layers.Conv2D(3, 3, activation="tanh"),
+        keras.layers.Conv2D(3, 3, activation="tanh", name="conv"),
         *([keras.layers.BatchNormalization()] if normalized else []),
-        keras.layers.Flatten(),
-        keras.layers.Dense(5, "tanh"),
-        keras.layers.Dense(classes),
+        keras.layers.Flatten(name="flat"),
+        keras.layers.Dense(5, "tanh", name="hidden"),
+        keras.layers.Dense(classes, name="logits"),
     ]
     return keras.Sequential([keras.Input(input_shape), *layers], name="small")
 
@@ -58,10 +60,12 @@ def run(rule: str, epochs: int, strategy: str) -> Run:
         strategy=strategy,
         jit_compile=False,
         checkpoint_steps=3,
-        alignment=True,
+        alignment=epochs == 2,
     )
 
 
 if __name__ == "__main__":
-    rule, workdir, epochs, strategy = sys.argv[1:]
-    train(workdir, run(rule, int(epochs), strategy))
+    # The first strategy of several is all runs': those of a second one would meet under the same keys.
+    strategies._multi_worker = functools.cache(strategies._multi_worker)
+    for rule, workdir, epochs in json.loads(sys.argv[1]):
+        train(workdir, run(rule, epochs, "multi_worker"))

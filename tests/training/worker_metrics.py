@@ -1,4 +1,4 @@
-"""Run by test_updates.py, once for each process of a cluster: metrics, arrays and predictions."""
+"""Run by test_workers.py, once for each process of a cluster: metrics, arrays and predictions."""
 
 import json
 import os

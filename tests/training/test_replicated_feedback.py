@@ -1,15 +1,13 @@
-"""Run by test_replicas.py in a process of its own: feedback within composite and subclassed models on two replicas."""
+"""Feedback within composite and subclassed models on two replicas."""
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from network_models import Block, Residual
 
 import tfbio
 
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(22, 6, 16)).astype("float32"), RANDOM.integers(0, 5, 22)
 
@@ -47,15 +45,21 @@ def train(strategy, make, rule):
     return trainer, history["loss"]
 
 
-two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-for make in (Normalized, Plain):
-    direct = tfbio.rules.DirectFeedbackAlignment(seed=1, blocks=["Block" if make is Normalized else "Dense"])
-    feedback = (tfbio.rules.FeedbackAlignment(seed=1), tfbio.rules.KolenPollack(seed=1), tfbio.rules.SignSymmetry())
-    for rule in (*feedback, direct):
-        one, expected = train(tf.distribute.get_strategy(), make, type(rule).from_config(rule.get_config()))
-        both, losses = train(two, make, rule)
-        np.testing.assert_allclose(losses, expected, rtol=1e-4)
-        for a, b in zip(both.model.variables, one.model.variables, strict=True):
-            np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-5, err_msg=a.path)
-        assert not any("call" in vars(layer) for layer in both.model._flatten_layers())
-print("replicas agree")
+@pytest.mark.parametrize(
+    ("make", "rule"),
+    [
+        (Normalized, tfbio.rules.FeedbackAlignment(seed=1)),
+        (Normalized, tfbio.rules.DirectFeedbackAlignment(seed=1, blocks=["Block"])),
+        (Plain, tfbio.rules.KolenPollack(seed=1)),
+        (Plain, tfbio.rules.DirectFeedbackAlignment(seed=1, blocks=["Dense"])),
+    ],
+)
+def test_two_replicas_equal_one(make, rule, two_replicas):
+    strategies = (tf.distribute.get_strategy(), two_replicas)
+    (one, expected), (both, losses) = (
+        train(each, make, type(rule).from_config(rule.get_config())) for each in strategies
+    )
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    for a, b in zip(both.model.variables, one.model.variables, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-5, err_msg=a.path)
+    assert not any("call" in vars(layer) for layer in both.model._flatten_layers())
