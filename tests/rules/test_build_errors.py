@@ -93,9 +93,7 @@ def test_a_rule_whose_build_failed_is_built_with_another_model(name):
     rule.build(dense(), "softmax_cross_entropy")
 
 
-@pytest.mark.parametrize(
-    "name, sentence", [("dfa", "cut the subclassed"), ("dtp", "subclassed.*Backpropagation")]
-)
+@pytest.mark.parametrize("name, sentence", [("dfa", "cut the subclassed"), ("dtp", "subclassed.*Backpropagation")])
 def test_a_rule_whose_setup_failed_is_built_with_another_model(name, sentence):
     rule, model = tfbio.rules.get(name), Subclassed()
     model(np.zeros((1, 4)))
