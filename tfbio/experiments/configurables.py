@@ -60,5 +60,5 @@ def _classes(module: Any, base: type) -> list[str]:
 def _add_own(thing: Callable) -> None:
     """Adds what a user has registered. Where a module was run twice, what it made last counts."""
     if thing.__module__.partition(".")[0] != "tfbio":
-        with gin.unlock_config(), gin.interactive_mode():
+        with gin.unlock_config(), gin.config.interactive_mode():
             gin.external_configurable(thing, module=thing.__module__)

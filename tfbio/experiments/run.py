@@ -206,7 +206,8 @@ def _alignment(built: BuiltRun, path: str) -> Alignment | None:
         return None
     x, y = built.sample()
     trainer, every = built.trainer, built.run.alignment_steps
-    return Alignment(trainer.rule, trainer.preprocessing(x), y, trainer.strategy, every, path if every else None)
+    x = x if trainer.preprocessing is None else trainer.preprocessing(x)
+    return Alignment(trainer.rule, x, y, trainer.strategy, every, path if every else None)
 
 
 def _best(run: Run, history: list[dict], figure: str) -> dict[str, Any] | None:
