@@ -5,7 +5,7 @@
 A file is the very program that XLA compiles for `tfbio.Trainer`: the rule, the optimizer and the running averages, at
 static shapes. One MLIR module in text, without locations, of operations of the dialects `stablehlo` and `func` alone
 (`mhlo.copy`, XLA's own, is written as a reshape to the same shape); attributes may be XLA's. Its `@main` takes the
-batch (x, y, each example's weight in the update and in the averages), then the variables that the step reads, in the
+batch (x, y, each example's weight, their sum over the global batch), then the variables that the step reads, in the
 order in which it first uses them: weights, optimizer, feedback, counters. It returns the loss and the new values of
 those that it writes; `mhlo.input_output_alias` says which input each of them replaces. Files are called
 `NETWORK-RULE-bBATCH-PRECISION.mlir`.
@@ -29,9 +29,9 @@ _COPY = re.compile(r"mhlo\.copy (%\w+) : (tensor<[^>]*>)")
 
 
 def batch(model: keras.Model, size: int) -> tuple[tf.Tensor, ...]:
-    """What a classifier's step takes: `(x, y, weights, importance)` of `size` blank examples."""
+    """What a classifier's step takes: `(x, y, sample_weight, total)` of `size` blank examples."""
     x = tf.zeros((size, *model.input_shape[1:]))
-    return x, tf.zeros((size,), tf.int32), tf.fill([size], 1.0 / size), tf.ones([size])
+    return x, tf.zeros((size,), tf.int32), tf.ones([size]), tf.constant(float(size))
 
 
 def programs(trainer: tfbio.Trainer, arguments: tuple[tf.Tensor, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -42,7 +42,7 @@ def programs(trainer: tfbio.Trainer, arguments: tuple[tf.Tensor, ...]) -> Iterat
         arguments: a batch, as `batch` makes it.
     """
     for phase in trainer.rule.phases:
-        text = trainer._loops._step(phase).experimental_get_compiler_ir(*arguments)(stage="stablehlo")
+        text = trainer._loop.step(phase).experimental_get_compiler_ir(*arguments)(stage="stablehlo")
         lines = (line for line in text.splitlines() if not line.startswith("#loc"))
         text = _LOCATION.sub("", "\n".join(lines)) + "\n"
         yield phase, _COPY.sub(r"stablehlo.reshape \1 : (\2) -> \2", text)

@@ -43,11 +43,11 @@ def main() -> None:
     whole, bare = trainer(), trainer()
     data = tfbio.data.from_arrays(images, labels, size)
     epochs = iter(range(1, 10**6))
-    fixed = bare._loops.training(FixedBatch(tf.constant(images[:size]), tf.constant(labels[:size])))
+    fixed = FixedBatch(tf.constant(images[:size]), tf.constant(labels[:size]))
     contenders = {
         "keras fit": lambda: plain.fit(floats, labels, batch_size=size, verbose=0),
         "trainer": lambda: whole.fit(data, epochs=next(epochs), verbose=False),
-        "bare": lambda: fixed(tf.constant(0), tf.constant(0), tf.constant(0), tf.constant(steps)).numpy(),
+        "bare": lambda: bare._loop(fixed, None, 0, 0, steps).numpy(),
     }
     seconds = interleaved(contenders, arguments.rounds, steps)
     result = {"arguments": vars(arguments), "machine": machine()}

@@ -67,7 +67,7 @@ def main() -> None:
 
         def save() -> None:
             start = time.perf_counter()
-            checkpoints.save(saver.state, next(count))
+            checkpoints.save(saver._state.checkpoint, next(count))
             saved.append(time.perf_counter() - start)
 
         contenders = {

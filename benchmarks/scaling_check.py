@@ -43,12 +43,12 @@ def measure(kind: str, rule: str, units: int, batch_size: int, rounds: int) -> d
         optimizer = keras.optimizers.SGD(1e-3)
     trainer = tfbio.Trainer(model, rule, optimizer, strategy=strategy, jit_compile=False)
     feed = trainer._feed(tfbio.data.from_arrays(x, y, count), None)
-    loop, epochs = trainer._loops.training(feed), iter(range(10**6))
+    epochs = iter(range(10**6))
     shapes = [variable.shape for variable in trainer.rule.forward_variables + trainer.rule.feedback_variables]
 
     def step() -> float:
         epoch = next(epochs)
-        return float(loop(feed.open(epoch, 0), tf.constant(epoch), tf.constant(0), tf.constant(1)))
+        return float(trainer._loop(feed, feed.open(epoch, 0), epoch, 0, 1))
 
     def sums() -> tf.Tensor:
         values = [tf.ones(shape) for shape in shapes]

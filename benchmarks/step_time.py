@@ -53,8 +53,8 @@ def learner_loop(model: keras.Model, rule: str, x: tf.Tensor, y: tf.Tensor, step
         learner.compile("adam", "softmax_cross_entropy")
         return loop(learner, x, y, steps, jit_compile)
     trainer = tfbio.Trainer(model, rule, "adam", jit_compile=jit_compile)
-    run = trainer._loops.training(FixedBatch(x, y))
-    return lambda: run(tf.constant(0), tf.constant(0), tf.constant(0), tf.constant(steps)).numpy()
+    feed = FixedBatch(x, y)
+    return lambda: trainer._loop(feed, None, 0, 0, steps).numpy()
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfbio.training.batches import Examples
+
 __all__ = ["FixedBatch", "interleaved", "machine", "table", "write"]
 
 
@@ -18,13 +20,14 @@ class FixedBatch:
     """A feed that hands out one batch again and again."""
 
     def __init__(self, x: tf.Tensor, y: tf.Tensor):
-        self._batch = (x, y, tf.fill([len(y)], 1.0 / len(y)), tf.ones([len(y)]))
+        self._examples = Examples(x, y, tf.ones([len(y)]), tf.constant(float(len(y))))
+        self.reader = self
 
-    def take(self, handle: tf.Tensor, epoch: tf.Tensor, index: tf.Tensor) -> tuple:
+    def take(self, handle: None, epoch: tf.Tensor, index: tf.Tensor) -> tuple:
         return ()
 
-    def unpack(self) -> tuple:
-        return self._batch
+    def unpack(self, handle: None) -> Examples:
+        return self._examples
 
 
 def interleaved(contenders: Mapping[str, Callable[[], Any]], rounds: int, work: int = 1) -> dict[str, list[float]]:

@@ -65,7 +65,7 @@ def test_values_are_those_of_the_built_rule(network, rule):
 def test_multiply_adds_are_those_of_the_compiled_step(rule, monkeypatch):
     monkeypatch.setattr(scaling_model, "AUXILIARY", 7)
     trainer, work = counted("dense", rule)
-    step = trainer._loops._step(trainer.rule.phases[0])
+    step = trainer._loop.step(trainer.rule.phases[0])
     text = step.experimental_get_compiler_ir(*export_stablehlo.batch(trainer.model, 8))(stage="optimized_hlo")
     shapes = {name: numbers(found) for name, found in re.findall(r"(%[\w.\-]+) = f32\[([\d,]*)\]", text)}
     products = re.findall(r"(%[\w.\-]+) = f32\S* dot\((?:f32\S* )?(%[\w.\-]+), (?:f32\S* )?(%[\w.\-]+)\)", text)

@@ -53,6 +53,7 @@ OBJECTS = {
         "cuts": ("hidden",),
         "error": "sign",
         "storage": "broadcast",
+        "blocks": ("encoder/*",),
     },
     rules.DirectRandomTargetProjection: {
         "initializer": "he_normal",
@@ -60,6 +61,7 @@ OBJECTS = {
         "seed": 3,
         "cuts": ("hidden",),
         "storage": "broadcast",
+        "blocks": ("encoder/*",),
     },
     rules.KolenPollack: {
         "initializer": "he_normal",

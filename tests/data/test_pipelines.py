@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfbio.data import from_arrays, stream_of
-from tfbio.data.pipelines import untuned
+from tfbio.data.pipelines import without_tuner
 from tfbio.data.registry import load
 from tfbio.training.feeds import make_feed
 
@@ -43,4 +43,4 @@ def test_the_trainer_leaves_it_out_of_all_others(as_function):
 def test_who_asks_for_it_keeps_it():
     options = tf.data.Options()
     options.autotune.enabled = True
-    assert untuned(plain().with_options(options)).options().autotune.enabled is True
+    assert without_tuner(plain().with_options(options)).options().autotune.enabled is True

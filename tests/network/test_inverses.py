@@ -216,12 +216,11 @@ def test_a_layer_class_is_added_in_two_lines():
         def call(self, x):
             return x @ self.kernel
 
-    assert kinds(tfbio.inverse(stage(Doubled(3), shape=(4,)))) == ["Dense"]  # a subclass's mirror is its base's
-    with pytest.raises(ValueError, match="Odd.*fully_connected=True.*mirrors"):
+    assert kinds(tfbio.inverse(stage(Doubled(3), shape=(4,)))) == ["Dense"]  # a subclass is inverted as its base is
+    with pytest.raises(ValueError, match="Odd.*fully_connected=True.*inverts"):
         tfbio.inverse(stage(Odd(), shape=(4,)))
-    inverses.mirrors(Odd)(lambda layer, inputs, shape, activation, options: L.Dense(shape[-1], name="own")(inputs))
+    inverses.inverts(Odd)(lambda layer, inputs, shape, activation, options: L.Dense(shape[-1], name="own")(inputs))
     assert tfbio.inverse(stage(Odd(), shape=(4,))).layers[-1].name == "own"
-    del inverses._MIRRORS[Odd]
 
 
 def test_branches_and_free_shapes_are_refused():

@@ -187,6 +187,14 @@ def test_figures_of_alignment_have_a_name_for_each_stage():
     }
 
 
+def test_figures_of_targets_have_a_name_for_each_stage():
+    model = with_one_dense()
+    rule = tfbio.rules.DifferenceTargetPropagation()
+    rule.build(model, "softmax_cross_entropy")
+    distances = [name for name in rule.diagnostics(*batch(model)) if name.startswith("target_distance")]
+    assert distances == [f"target_distance/{name}" for name in ("dense:0", "dense:1", "dense:2", "logits")]
+
+
 def test_a_layer_with_several_outputs_of_which_one_is_used_ends_a_stage():
     x = inputs = keras.Input((4, 5))
     sequence, state, _ = L.LSTM(6, return_sequences=True, return_state=True, name="memory")(x)

@@ -24,15 +24,15 @@ def main(folder: str) -> None:
     def add(y, outputs):
         def of_replica():
             number = tf.distribute.get_replica_context().replica_id_in_sync_group
-            averages.add(y[number], outputs[number], tf.ones(7))
+            averages.update_state(y[number], outputs[number], tf.ones(7))
 
         strategy.run(of_replica)
 
     def whole():
-        averages.reset()
+        averages.reset_state()
         for batch in batches:
             add(*map(tf.constant, batch))
-        return averages.result()
+        return averages.read()
 
     expected = whole()
     loss = SoftmaxCrossEntropy()
@@ -40,14 +40,14 @@ def main(folder: str) -> None:
     y, outputs = tf.reshape(y, [-1]), tf.reshape(outputs, [-1, 5])
     np.testing.assert_allclose(expected["loss"], np.mean(loss.per_example(y, outputs)), rtol=1e-6)
     np.testing.assert_allclose(expected["error"], np.mean(loss.mistakes(y, outputs)), rtol=1e-6)
-    state = tf.train.Checkpoint(sums=averages.sums)
-    averages.reset()
+    state = tf.train.Checkpoint(sums=averages.sums.value)
+    averages.reset_state()
     for number, batch in enumerate(batches):
         add(*map(tf.constant, batch))
         path = state.write(f"{folder}/{number}")
-        averages.reset()
+        averages.reset_state()
         state.read(path)
-    assert averages.result() == expected, (averages.result(), expected)
+    assert averages.read() == expected, (averages.read(), expected)
     print("replicas agree")
 
 

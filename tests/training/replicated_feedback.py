@@ -41,7 +41,7 @@ def train(strategy, make, rule):
     with strategy.scope():
         model = make()
         model(X[:2])
-        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-2)
     trainer = tfbio.Trainer(model, rule, optimizer, strategy=strategy, jit_compile=False)
     history = trainer.fit(tfbio.data.from_arrays(X, Y, 8), epochs=2, verbose=False).history
     return trainer, history["loss"]
@@ -49,7 +49,9 @@ def train(strategy, make, rule):
 
 two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 for make in (Normalized, Plain):
-    for rule in (tfbio.rules.FeedbackAlignment(seed=1), tfbio.rules.KolenPollack(seed=1), tfbio.rules.SignSymmetry()):
+    direct = tfbio.rules.DirectFeedbackAlignment(seed=1, blocks=["Block" if make is Normalized else "Dense"])
+    feedback = (tfbio.rules.FeedbackAlignment(seed=1), tfbio.rules.KolenPollack(seed=1), tfbio.rules.SignSymmetry())
+    for rule in (*feedback, direct):
         one, expected = train(tf.distribute.get_strategy(), make, type(rule).from_config(rule.get_config()))
         both, losses = train(two, make, rule)
         np.testing.assert_allclose(losses, expected, rtol=1e-4)

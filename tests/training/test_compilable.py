@@ -97,9 +97,9 @@ def test_an_exported_program_takes_the_trainers_step(rule, optimizer):
     made = trainer(rule, "dense", optimizer)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(8, 5)).astype(np.float32), rng.integers(0, 3, 8).astype(np.int32)
-    given = [tf.constant(x), tf.constant(y), tf.fill([8], 0.125), tf.ones([8])]
+    given = [tf.constant(x), tf.constant(y), tf.ones([8]), tf.constant(8.0)]
     for phase, text in export_stablehlo.programs(made, given):
-        step = made._loops._step(phase)
+        step = made._loop.step(phase)
         concrete = step.get_concrete_function(*given)
         by_handle = {id(variable.handle): variable for variable in concrete.variables}
         variables = [by_handle[id(handle)] for handle in concrete.captured_inputs]

@@ -63,9 +63,10 @@ def test_turns_of_some_steps_are_the_updates_by_hand():
     for step in range(9):
         x, y = X[4 * (step % 3) :][:4], Y[4 * (step % 3) :][:4]
         update = hand.rule.compute(x, y)
-        pairs = update.feedback if step // 2 % 2 == 0 else update.forward
-        optimizer = hand.feedback_optimizer if step // 2 % 2 == 0 else hand.optimizer
-        optimizer.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
+        if step // 2 % 2 == 0:
+            hand.feedback_optimizer.apply(update.feedback, hand.rule.feedback_variables)
+        else:
+            hand.optimizer.apply(update.forward, hand.rule.forward_variables)
         hand.rule.step.assign_add(1)
     for name, values in groups(trainer).items():
         for a, b in zip(values, groups(hand)[name], strict=True):

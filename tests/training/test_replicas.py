@@ -44,3 +44,7 @@ def test_moving_statistics_are_those_of_all_replicas(tmp_path):
 
 def test_figures_saved_in_the_middle_of_an_epoch_are_the_undisturbed_ones(tmp_path):
     agree("replicated_averages.py", str(tmp_path))
+
+
+def test_feedback_within_composite_and_subclassed_models():
+    agree("replicated_feedback.py")

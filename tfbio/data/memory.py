@@ -12,6 +12,7 @@ training loop can index the images without leaving its graph, start at any step,
 included.
 """
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -20,7 +21,7 @@ import tensorflow as tf
 
 from tfbio.data import augmentation as augmentations
 from tfbio.data import randomness
-from tfbio.data.pipelines import untuned
+from tfbio.data.pipelines import without_tuner
 from tfbio.machine import cores
 
 __all__ = ["InMemory", "from_arrays", "memory_of"]
@@ -30,6 +31,53 @@ __all__ = ["InMemory", "from_arrays", "memory_of"]
 _HOST = "CPU:0"
 
 _ATTRIBUTE = "_tfbio_memory"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Takes batches from arrays: what sets of equal settings have in common, so that they can share a graph.
+
+    Attributes:
+        batch_size: examples in a global batch, over all replicas.
+        seed: of augmentation.
+        augmentation: as for `InMemory`.
+        all_full: whether every batch has `batch_size` examples.
+    """
+
+    batch_size: int
+    seed: int
+    augmentation: str | None
+    all_full: bool
+
+    def batch(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        order: tf.Tensor,
+        epoch: int | tf.Tensor,
+        index: int | tf.Tensor,
+        replica: int | tf.Tensor = 0,
+        replicas: int = 1,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """One replica's part of a global batch: images, labels, and the number of examples in the global batch.
+
+        Args:
+            images: of all examples.
+            labels: of all examples.
+            order, epoch, index, replica, replicas: as for `InMemory.batch`.
+        """
+        with tf.device(_HOST):
+            start = index * self.batch_size
+            size = tf.minimum(self.batch_size, tf.shape(order)[0] - start)
+            positions = tf.range(size)[replica::replicas]
+            if self.all_full and self.batch_size % replicas == 0:
+                positions = tf.ensure_shape(positions, [self.batch_size // replicas])
+            rows = tf.gather(order, start + positions)
+            images, labels = tf.gather(images, rows), tf.gather(labels, rows)
+            if self.augmentation:
+                flips, corners = augmentations.draw(self.augmentation, self.batch_size, self.seed, epoch, index)
+                images = augmentations.apply(images, tf.gather(flips, positions), tf.gather(corners, positions))
+            return images, labels, size
 
 
 class InMemory:
@@ -49,6 +97,8 @@ class InMemory:
         examples: number of examples.
         batch_size: examples in a global batch.
         steps_per_epoch: number of global batches in an epoch.
+        arrays: images and labels, as tensors on the host.
+        sampler: how a batch is taken from them.
 
     Raises:
         ValueError: if there are no examples, lengths differ, or an argument is out of its range.
@@ -80,9 +130,9 @@ class InMemory:
         self._seed = seed
         self._shuffle = shuffle
         self._augmentation = augmentation
-        self._all_full = drop_remainder or self.examples % batch_size == 0
+        self.sampler = Sampler(batch_size, seed, augmentation, drop_remainder or self.examples % batch_size == 0)
         with tf.device(_HOST):
-            self._images, self._labels = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
+            self.arrays = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -126,19 +176,16 @@ class InMemory:
             are the batch's mean. The last batch of an epoch may be shorter and leave a replica fewer examples than
             others, or none.
         """
+        images, labels, size = self.sampler.batch(*self.arrays, order, epoch, index, replica, replicas)
         with tf.device(_HOST):
-            start = index * self.batch_size
-            stop = tf.minimum(start + self.batch_size, self.examples)
-            positions = tf.range(stop - start)[replica::replicas]
-            if self._all_full and self.batch_size % replicas == 0:
-                positions = tf.ensure_shape(positions, [self.batch_size // replicas])
-            rows = tf.gather(order, start + positions)
-            images, labels = tf.gather(self._images, rows), tf.gather(self._labels, rows)
-            if self._augmentation:
-                flips, corners = augmentations.draw(self._augmentation, self.batch_size, self._seed, epoch, index)
-                images = augmentations.apply(images, tf.gather(flips, positions), tf.gather(corners, positions))
-            weights = tf.fill(tf.shape(positions), 1.0 / tf.cast(stop - start, tf.float32))
-            return images, labels, weights
+            return images, labels, tf.fill(tf.shape(labels)[:1], 1.0 / tf.cast(size, tf.float32))
+
+    @tf.autograph.experimental.do_not_convert  # there is nothing in it to be rewritten, which takes its time
+    def batches(self, epoch: int | tf.Tensor) -> tf.data.Dataset:
+        """The batches of an epoch: a dataset of (images, labels)."""
+        order = self.order(epoch)
+        indices = tf.data.Dataset.range(self.steps_per_epoch, output_type=tf.int32)
+        return indices.map(lambda index: self.batch(order, epoch, index)[:2], num_parallel_calls=cores())
 
     def dataset(self) -> tf.data.Dataset:
         """The same batches as a `tf.data.Dataset`, of which each pass is the next epoch.
@@ -147,19 +194,13 @@ class InMemory:
             a dataset of (images, labels) with a known cardinality, for which `memory_of` gives this object.
         """
 
-        @tf.autograph.experimental.do_not_convert  # there is nothing in it to be rewritten, which takes its time
-        def batches(epoch: tf.Tensor) -> tf.data.Dataset:
-            order = self.order(epoch)
-            indices = tf.data.Dataset.range(self.steps_per_epoch, output_type=tf.int32)
-            return indices.map(lambda index: self.batch(order, epoch, index)[:2], num_parallel_calls=cores())
-
         # The count of passes is a Python one: a variable made under a strategy would be out of reach for tf.data.
         passes = itertools.count()
         epochs = tf.data.Dataset.from_generator(
             lambda: [next(passes)], output_signature=tf.TensorSpec(shape=(), dtype=tf.int64)
         )
-        dataset = epochs.flat_map(batches).apply(tf.data.experimental.assert_cardinality(self.steps_per_epoch))
-        dataset = untuned(dataset.prefetch(2))
+        dataset = epochs.flat_map(self.batches).apply(tf.data.experimental.assert_cardinality(self.steps_per_epoch))
+        dataset = without_tuner(dataset.prefetch(2))
         setattr(dataset, _ATTRIBUTE, self)
         return dataset
 

@@ -2,10 +2,10 @@
 
 import tensorflow as tf
 
-__all__ = ["untuned"]
+__all__ = ["without_tuner"]
 
 
-def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def without_tuner(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """A data set without TensorFlow's tuner, unless its maker turned that on.
 
     The tuner's thread sleeps longer and longer between two looks, up to a minute, and who drops an iterator waits for

@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfbio.data import decoding, randomness
-from tfbio.data.pipelines import untuned
+from tfbio.data.pipelines import without_tuner
 from tfbio.data.shares import Share
 from tfbio.machine import cores
 
@@ -142,8 +142,8 @@ class Streaming:
             return index, tf.reduce_max(decode(index, *payload)[0])
 
         sound = records.map(tried, num_parallel_calls=cores()).ignore_errors()
-        kept = {int(index) for index, _ in untuned(sound).as_numpy_iterator()}
-        every = [int(index) for index in untuned(records.map(lambda index, *_: index)).as_numpy_iterator()]
+        kept = {int(index) for index, _ in without_tuner(sound).as_numpy_iterator()}
+        every = [int(index) for index in without_tuner(records.map(lambda index, *_: index)).as_numpy_iterator()]
         return [self._source.describe(index) for index in every if index not in kept]
 
     def dataset(self) -> tf.data.Dataset:
@@ -230,7 +230,7 @@ class Streaming:
 
 
 def _options() -> tf.data.Options:
-    """Threads of their own, one for each core, that don't split an operation on one picture; no tuner (`untuned`)."""
+    """Threads of their own, one for each core, that don't split an operation on one picture; no tuner."""
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False

@@ -70,15 +70,19 @@ def register_traits(*classes: type, **known: Any) -> None:
 
     Args:
         classes: subclasses of `keras.layers.Layer`.
-        **known: attributes of `Traits`; those left out stay as they are.
+        **known: attributes of `Traits`; those left out stay as they are, or as those of a base class.
     """
     for cls in classes:
-        _REGISTRY[cls] = replace(_REGISTRY.get(cls, _UNKNOWN), **known)
+        _REGISTRY[cls] = replace(_nearest(cls), **known)
+
+
+def _nearest(cls: type) -> Traits:
+    return next((_REGISTRY[base] for base in cls.__mro__ if base in _REGISTRY), _UNKNOWN)
 
 
 def traits(layer: Any) -> Traits:
     """What is known of a layer: the entry of its class, or of the nearest of its base classes that has one."""
-    known = next((_REGISTRY[cls] for cls in type(layer).__mro__ if cls in _REGISTRY), _UNKNOWN)
+    known = _nearest(type(layer))
     own = getattr(layer, "feedback_kernels", None)
     return known if own is None else replace(known, kernels=tuple(own))
 

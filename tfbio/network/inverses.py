@@ -1,4 +1,4 @@
-r"""Inverses: the mirror image of a stage, with weights of its own.
+r"""Inverses: a stage in reverse, with weights of its own.
 
 Target propagation sends targets down through learned inverses $g_l$ of the stages $f_l$,
 
@@ -8,17 +8,17 @@ $$ g_l(u) = r_l(V_l u + c_l) \approx h_{l-1} \quad\text{where } u = f_l(h_{l-1})
 input's, with fresh weights $V_l, c_l$ and, as $r_l$, the activation of what lies below: a tanh layer's inverse returns
 values of the tanh layer below it.
 
-| layer | its mirror |
+| layer | its inverse |
 |---|---|
 | `Dense` | `Dense` |
 | `Conv1D`, `Conv2D`, `Conv3D` | `Conv…Transpose` of the same kernel, strides and padding, to the exact input shape |
 | `LocallyConnected2D` | `LocallyConnected2DTranspose`, likewise |
 | `Flatten`, `Reshape` | `Reshape` |
-| `MaxPooling2D`, `AveragePooling2D` | each value repeated over its window, or strides of the mirror below: `pooling` |
+| `MaxPooling2D`, `AveragePooling2D` | each value repeated over its window, or strides of the inverse below: `pooling` |
 | normalisation | nothing: it is affine in each unit, and $V_l, c_l$ learn to undo it |
-| activations, dropout | nothing: the next mirror's own activation takes their place |
+| activations, dropout | nothing: the next inverse's own activation takes their place |
 
-`mirrors` adds a layer class to the table. A stage that the table does not cover, or that branches, gets an inverse of
+`inverts` adds a layer class to the table. A stage that the table does not cover, or that branches, gets an inverse of
 your own: any Keras model from the stage's output shape to its input shape.
 """
 
@@ -30,46 +30,30 @@ from typing import Any
 
 import keras
 
-from tfbio.layers import LocallyConnected2D, LocallyConnected2DTranspose, is_weighted
+from tfbio.layers import LocallyConnected2D, LocallyConnected2DTranspose, is_weighted, register_traits
+from tfbio.layers.traits import registered, traits
 from tfbio.network.graph import Node, check_graph, check_one_output, inlined, nodes
 
-__all__ = ["inverse", "mirrors", "output_activation"]
+__all__ = ["inverse", "inverts", "output_activation"]
 
 _LAYERS = keras.layers
-_NORMALIZATION = (
-    _LAYERS.BatchNormalization,
-    _LAYERS.GroupNormalization,
-    _LAYERS.LayerNormalization,
-    _LAYERS.Normalization,
-    _LAYERS.RMSNormalization,
-)
-_POOLING = (_LAYERS.MaxPooling2D, _LAYERS.AveragePooling2D)
-_SHAPING = (_LAYERS.Flatten, _LAYERS.Reshape)
-_DROPOUT = (
-    _LAYERS.Dropout,
-    _LAYERS.GaussianDropout,
-    _LAYERS.GaussianNoise,
-    _LAYERS.SpatialDropout1D,
-    _LAYERS.SpatialDropout2D,
-)
-_ACTIVATIONS = (_LAYERS.Activation, _LAYERS.ELU, _LAYERS.LeakyReLU, _LAYERS.PReLU, _LAYERS.ReLU)
-
 _CROPPING = {1: _LAYERS.Cropping1D, 2: _LAYERS.Cropping2D, 3: _LAYERS.Cropping3D}
 
-#: Layer class → function that mirrors one layer; see `mirrors`.
-_MIRRORS: dict[type, Callable] = {}
+# What moves values about, or takes some away: the activation below is what made them.
+_MOVING = ("shaping", "dropout", "pooling")
 
 
-def mirrors(*classes: type) -> Callable[[Callable], Callable]:
-    """A decorator: the function below mirrors layers of these classes.
+def inverts(*classes: type) -> Callable[[Callable], Callable]:
+    """A decorator: the function below makes the inverse of layers of these classes.
 
-    The function is called as `function(layer, inputs, shape, activation, options)` with the layer to mirror, the Keras
+    The function is called as `function(layer, inputs, shape, activation, options)` with the layer to invert, the Keras
     tensor that stands for its output, the layer's input shape without the batch axis, the activation that what it
-    returns shall have, and the keyword arguments of `inverse`. It returns a Keras tensor of that shape.
+    returns shall have, and the keyword arguments of `inverse`. It returns a Keras tensor of that shape. It goes to the
+    registry of `tfbio.layers.traits`.
     """
 
     def add(function: Callable) -> Callable:
-        _MIRRORS.update(dict.fromkeys(classes, function))
+        register_traits(*classes, inverse=function)
         return function
 
     return add
@@ -85,17 +69,17 @@ def inverse(
     kernel_initializer: Any = "glorot_uniform",
     extra_units: int = 0,
 ) -> keras.Model:
-    """The mirror image of a stage: a new model from its output's shape to its input's, with weights of its own.
+    """A stage in reverse: a new model from its output's shape to its input's, with weights of its own.
 
     Args:
         stage: a chain of layers, as `tfbio.stages` returns them.
         activation: of the inverse's output, for `keras.activations.get`: that of the stage below, whose values it
             returns (`output_activation`).
-        kernel_size: of the mirrors of convolutions and locally connected layers; larger than theirs for a larger
+        kernel_size: of the inverses of convolutions and locally connected layers; larger than theirs for a larger
             receptive field with the same centres. None for the same.
         fully_connected: one dense layer for the whole stage, whatever its layers are.
-        pooling: `"upsample"` mirrors pooling by repeating each value over its window; `"strided"` leaves it to the
-            mirror of the convolution below, which takes the pooling's strides besides its own: as many
+        pooling: `"upsample"` inverts pooling by repeating each value over its window; `"strided"` leaves it to the
+            inverse of the convolution below, which takes the pooling's strides besides its own: as many
             multiplications fewer as pooling has taken pixels away. None refuses pooling.
         kernel_initializer: of all kernels.
         extra_units: units that come beside the stage's output, along its last axis (AO-SDTP's auxiliary output).
@@ -105,7 +89,7 @@ def inverse(
         stage's, and it computes in that dtype under mixed precision too: targets are small differences of its values.
 
     Raises:
-        ValueError: the stage has a layer without a mirror, branches, or has no fixed shapes.
+        ValueError: the stage has a layer without an inverse, branches, or has no fixed shapes.
     """
     check_graph(stage)
     check_one_output(stage)
@@ -132,11 +116,11 @@ def inverse(
         for position in reversed(range(len(calls))):
             below = _last_activation(calls[:position], activation)
             options["pooled"] = _pooled(calls[position + 1 :]) if pooling == "strided" else None
-            result = _mirror(calls[position], result, below, options)
+            result = _inverse_of(calls[position], result, below, options)
     if math.prod(result.shape[1:]) != math.prod(shape):
         raise ValueError(
             f"Invalid value for `pooling`: 'strided' needs a convolution below the pooling, of sizes that strides can "
-            f"make up for; the mirror of {stage.name!r} returns {result.shape[1:]}, expected {shape}. Pass 'upsample'."
+            f"make up for; the inverse of {stage.name!r} returns {result.shape[1:]}, expected {shape}. Pass 'upsample'."
         )
     if result.shape[1:] != shape:
         result = _LAYERS.Reshape(shape, dtype=dtype)(result)
@@ -152,9 +136,9 @@ def _last_activation(calls: Sequence[Node], before: Any) -> Any:
     """The activation that the values behind `calls` come from; `before` if the calls only move values about."""
     for call in reversed(calls):
         layer = call.layer
-        if isinstance(layer, (*_SHAPING, *_DROPOUT, *_POOLING)):
+        if traits(layer).kind in _MOVING:
             continue
-        if isinstance(layer, _ACTIVATIONS) and not hasattr(layer, "activation"):
+        if traits(layer).kind == "activation" and not hasattr(layer, "activation"):
             return None if layer.weights else layer
         return getattr(layer, "activation", None)
     return before
@@ -164,7 +148,7 @@ def _pooled(above: Sequence[Node]) -> tuple[int, int]:
     """By how much a layer's output is pooled before the next weighted layer."""
     strides = (1, 1)
     for layer in itertools.takewhile(lambda layer: not is_weighted(layer), (call.layer for call in above)):
-        if isinstance(layer, _POOLING):
+        if traits(layer).kind == "pooling":
             strides = (strides[0] * layer.strides[0], strides[1] * layer.strides[1])
     return strides
 
@@ -182,21 +166,21 @@ def _chain(stage: keras.Model) -> list[Node]:
     return calls
 
 
-def _mirror(call: Node, inputs: Any, activation: Any, options: dict[str, Any]) -> Any:
-    """`call`'s layer in reverse."""
+def _inverse_of(call: Node, inputs: Any, activation: Any, options: dict[str, Any]) -> Any:
+    """The inverse of `call`'s layer."""
     layer, shape = call.layer, tuple(call.inputs[0].shape[1:])
-    for cls in type(layer).__mro__:
-        if cls in _MIRRORS:
-            return _MIRRORS[cls](layer, inputs, shape, activation, options)
-    known = sorted(cls.__name__ for cls in _MIRRORS)
+    known = traits(layer)
+    if function := known.inverse or _BY_KIND.get(known.kind):
+        return function(layer, inputs, shape, activation, options)
+    names = sorted(cls.__name__ for cls, each in registered().items() if each.inverse or each.kind in _BY_KIND)
     raise ValueError(
-        f"Invalid value for `stage`: no mirror is known for layer {layer.name!r} ({type(layer).__name__}). Those of "
-        f"{', '.join(known)} are; fully_connected=True takes any stage, tfbio.network.inverses.mirrors adds one, and "
+        f"Invalid value for `stage`: no inverse is known of layer {layer.name!r} ({type(layer).__name__}). Those of "
+        f"{', '.join(names)} are; fully_connected=True takes any stage, tfbio.network.inverses.inverts adds one, and "
         "an inverse of your own is any Keras model."
     )
 
 
-@mirrors(_LAYERS.Dense)
+@inverts(_LAYERS.Dense)
 def _dense(layer: Any, inputs: Any, shape: tuple, activation: Any, options: dict[str, Any]) -> Any:
     settings = {name: options[name] for name in ("kernel_initializer", "dtype")}
     return _LAYERS.Dense(shape[-1], activation, **settings)(inputs)
@@ -207,7 +191,7 @@ def _convolution(
 ) -> Any:
     if layer.groups != 1 or set(layer.dilation_rate) != {1} or layer.data_format != "channels_last":
         raise ValueError(
-            f"Invalid value for `stage`: the mirror of convolutions takes one group, no dilation and channels last; "
+            f"Invalid value for `stage`: the inverse of convolutions takes one group, no dilation and channels last; "
             f"layer {layer.name!r} has groups={layer.groups}, dilation_rate={layer.dilation_rate}, "
             f"data_format={layer.data_format!r}. Pass fully_connected=True or an inverse of your own."
         )
@@ -264,12 +248,12 @@ def _crop(result: Any, margins: Sequence[tuple[int, int]], **settings: Any) -> A
     return _CROPPING[len(crops)](crops if len(crops) > 1 else crops[0], **settings)(result)
 
 
-mirrors(_LAYERS.Conv1D)(functools.partial(_convolution, _LAYERS.Conv1DTranspose))
-mirrors(_LAYERS.Conv2D)(functools.partial(_convolution, _LAYERS.Conv2DTranspose))
-mirrors(_LAYERS.Conv3D)(functools.partial(_convolution, _LAYERS.Conv3DTranspose))
+inverts(_LAYERS.Conv1D)(functools.partial(_convolution, _LAYERS.Conv1DTranspose))
+inverts(_LAYERS.Conv2D)(functools.partial(_convolution, _LAYERS.Conv2DTranspose))
+inverts(_LAYERS.Conv3D)(functools.partial(_convolution, _LAYERS.Conv3DTranspose))
 
 
-@mirrors(LocallyConnected2D)
+@inverts(LocallyConnected2D)
 def _locally_connected(layer: Any, inputs: Any, shape: tuple, activation: Any, options: dict[str, Any]) -> Any:
     first, size = layer.data_format == "channels_first", _kernel_size(layer, options)
     lengths, padding, margins = (shape[1:] if first else shape[:-1]), layer.padding, []
@@ -292,12 +276,10 @@ def _locally_connected(layer: Any, inputs: Any, shape: tuple, activation: Any, o
     return _crop(result, margins, dtype=options["dtype"], data_format=layer.data_format)
 
 
-@mirrors(*_SHAPING)
 def _reshape(layer: Any, inputs: Any, shape: tuple, activation: Any, options: dict[str, Any]) -> Any:
     return _LAYERS.Reshape(shape, dtype=options["dtype"])(inputs)
 
 
-@mirrors(*_POOLING)
 def _upsampling(layer: Any, inputs: Any, shape: tuple, activation: Any, options: dict[str, Any]) -> Any:
     if options["pooling"] == "strided":
         return inputs
@@ -316,6 +298,14 @@ def _upsampling(layer: Any, inputs: Any, shape: tuple, activation: Any, options:
     return result
 
 
-@mirrors(*_NORMALIZATION, *_ACTIVATIONS, *_DROPOUT)
 def _nothing(layer: Any, inputs: Any, shape: tuple, activation: Any, options: dict[str, Any]) -> Any:
     return inputs
+
+
+_BY_KIND = {
+    "activation": _nothing,
+    "dropout": _nothing,
+    "normalization": _nothing,
+    "pooling": _upsampling,
+    "shaping": _reshape,
+}

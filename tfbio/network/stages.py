@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfbio.layers import is_exact
+from tfbio.layers.traits import traits
 from tfbio.network.graph import Node, check_graph, inlined, nodes, numbered, submodel
 
 __all__ = ["Run", "named_stages", "run", "stages", "stop_gradient"]
@@ -142,7 +143,7 @@ def _segments(model: keras.Model) -> list[_Segment]:
 
 def _fills(layer: Any) -> bool:
     """True if a stage holds one such layer: what has kernels, and an embedding, for the next kernel is not its own."""
-    return isinstance(layer, keras.layers.Embedding) or (isinstance(layer, keras.layers.Layer) and not is_exact(layer))
+    return traits(layer).kind == "embedding" or (isinstance(layer, keras.layers.Layer) and not is_exact(layer))
 
 
 def _default_boundaries(segments: list[_Segment]) -> list[int]:

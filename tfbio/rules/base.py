@@ -6,7 +6,6 @@ of replicas. To add one, subclass `LearningRule`; CONTRIBUTING.md has a complete
 """
 
 import logging
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfbio import losses
+from tfbio.layers.traits import traits
 from tfbio.network.instrumented import walk
 from tfbio.optimizers import mark_kernels
 
@@ -29,9 +29,7 @@ __all__ = [
 
 _LOG = logging.getLogger("tfbio")
 
-# Layers that pass values on as they are, `Activation` only with a linear one.
 _LINEAR = keras.activations.linear
-_PASSING = (keras.layers.Activation, keras.layers.Flatten, keras.layers.Identity, keras.layers.Reshape)
 
 
 class Update(NamedTuple):
@@ -42,7 +40,8 @@ class Update(NamedTuple):
         loss: scalar, float32: the weighted sum of the examples' losses, and the network's regularisation losses.
         forward: a gradient for each of `LearningRule.forward_variables`, in their order: what an optimizer subtracts.
         feedback: the same for `LearningRule.feedback_variables`, for an optimizer of their own.
-        logs: scalars to report, by name.
+        logs: scalars to report, for each name in `LearningRule.logs` a mean over the batch's examples, whatever the
+            scale of the batch's weights.
     """
 
     outputs: Any
@@ -156,6 +155,9 @@ class LearningRule:
 
     #: What a batch's step is preceded by. Most rules have nothing of the kind.
     feedback_loops: tuple[FeedbackLoop, ...] = ()
+
+    #: Names of the scalars in `Update.logs`. Their averages over an epoch stand beside its loss.
+    logs: tuple[str, ...] = ()
 
     def __init__(self):
         self.model: keras.Model | None = None
@@ -296,7 +298,7 @@ class LearningRule:
         r"""`(b, w)`: variables $b$ of the rule's own that take the steps of the model's $w$; none by default.
 
         Whoever applies updates lets $b$ have the step that $w$'s optimizer makes, decay included, so that $w - b$
-        shrinks by the optimizer's decay alone (`tfbio.training.optimizing`).
+        shrinks by the optimizer's decay alone (`tfbio.training.updater`).
         """
         return []
 
@@ -355,10 +357,9 @@ def _check_activation(model: keras.Model, loss: losses.Loss, tensor: Any) -> Non
             "None (in keras.applications: classifier_activation=None)."
         )
     if loss.takes_probabilities and getattr(layer, "activation", None) is _LINEAR:
-        warnings.warn(
+        _LOG.warning(
             f"{loss.described()} takes probabilities, and {layer.name!r} of {model.name!r} has no activation. Pass the "
-            "loss with from_logits=True, or 'softmax_cross_entropy' or 'sigmoid_cross_entropy'.",
-            stacklevel=2,
+            "loss with from_logits=True, or 'softmax_cross_entropy' or 'sigmoid_cross_entropy'."
         )
 
 
@@ -369,7 +370,9 @@ def _output_layer(tensor: Any) -> Any:
         layer = history.operation
         if isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
             tensor = layer.outputs[history.tensor_index]
-        elif isinstance(layer, _PASSING) and getattr(layer, "activation", _LINEAR) is _LINEAR:
+        elif traits(layer).kind == "shaping" or (
+            isinstance(layer, keras.layers.Activation) and layer.activation is _LINEAR
+        ):
             tensor = layer._inbound_nodes[history.node_index].input_tensors[0]
         else:
             return layer

@@ -123,7 +123,7 @@ class LearnedInverses(LearningRule):
         return self.stages
 
     def _make_inverse(self, number: int, **options: Any) -> keras.Model:
-        """The inverse of stage `number` (from 0), by the user's function or as its mirror image."""
+        """The inverse of stage `number` (from 0), by the user's function or by `tfbio.inverse`."""
         make = self.inverse
         stage, below = self.inverted[number], self.stages[number - 1]
         activation = inverses.output_activation(below)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
+from tfbio.network.graph import numbered
 from tfbio.network.stages import run, stop_gradient
 from tfbio.rules.base import Batch, Update, regularization, weighted_loss
 from tfbio.rules.learned_inverses import LearnedInverses
@@ -160,4 +161,4 @@ class TargetPropagation(LearnedInverses):
                 for number, (_, t) in enumerate(pairs[:-1], 1)
             ]
         names = [next((layer.name for layer in stage.layers if layer.weights), stage.name) for stage in self.stages]
-        return diagnose(names, pairs, returned, reached)
+        return diagnose(numbered(names), pairs, returned, reached)

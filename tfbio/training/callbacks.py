@@ -20,14 +20,15 @@ __all__ = ["BestWeights", "CallbackModel", "JsonLines", "Progress", "Replayed", 
 
 
 class CallbackModel:
-    """The user's model with what callbacks expect of a compiled one: `optimizer` and `stop_training`.
+    """The user's model with what callbacks expect of a compiled one: `optimizer`, `metrics` and `stop_training`.
 
     Everything else is the model itself, so that a `ModelCheckpoint` saves the plain model.
     """
 
-    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer):
+    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, metrics: list[keras.metrics.Metric]):
         self._model = model
         self.optimizer = optimizer
+        self.metrics = metrics
         self.stop_training = False
 
     def __getattr__(self, name: str) -> Any:
@@ -109,10 +110,11 @@ class Progress(keras.callbacks.Callback):
         self._started = time.monotonic()
         if sys.stdout.isatty():
             print(f"epoch {epoch + 1}/{self.params['epochs']}")
-            self._bar = keras.utils.Progbar(self.params["steps"], stateful_metrics=["loss", "error"])
+            self._bar = keras.utils.Progbar(self.params["steps"])
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         if self._bar:
+            self._bar.stateful_metrics = set(logs or {})  # all are averages already
             self._bar.update(batch + 1, list((logs or {}).items()))
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:

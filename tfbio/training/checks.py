@@ -1,4 +1,4 @@
-"""What can go wrong, said in one sentence."""
+"""Checks of models, data and results; errors of one sentence."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,8 +9,17 @@ import numpy as np
 import tensorflow as tf
 
 from tfbio.losses import Loss
+from tfbio.rules.base import output_shape
 
-__all__ = ["NonFiniteLoss", "check_batch", "check_finite", "check_no_collectives", "check_scope", "explained"]
+__all__ = [
+    "NonFiniteLoss",
+    "check_batch",
+    "check_finite",
+    "check_no_collectives",
+    "check_scope",
+    "check_seeds",
+    "translate_data_errors",
+]
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -87,21 +96,36 @@ def check_no_collectives(model: keras.Model, argument: str, value: Any) -> None:
             )
 
 
-def check_batch(model: keras.Model, loss: Loss, x: Any, y: Any, prepare: Callable[[Any], Any]) -> None:
+def check_seeds(preprocessing: keras.layers.Layer, strategy: tf.distribute.Strategy) -> None:
+    """Refuses preprocessing whose random state several replicas would move from outside the strategy's scope.
+
+    Raises:
+        ValueError: says to make it in the scope.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return
+    for variable in preprocessing.variables:
+        if "seed" in variable.path and not strategy.extended.variable_created_in_scope(variable.value):
+            raise ValueError(
+                f"Invalid value for `preprocessing`: {variable.path!r} was made outside the strategy's scope. Make "
+                "layers that draw random numbers within `with strategy.scope():`."
+            )
+
+
+def check_batch(model: keras.Model, loss: Loss, x: Any, y: Any) -> None:
     """Refuses data that do not fit the model, on the evidence of one batch.
 
     Args:
         model: the network.
         loss: says what labels it takes.
-        x: inputs of one batch, eager.
+        x: inputs of one batch, eager, preprocessed.
         y: labels of one batch, eager.
-        prepare: the preprocessing.
 
     Raises:
         ValueError: wrong shape of images, wrong shape or range of labels.
     """
     expected = getattr(model, "input_shape", None)
-    received = tuple(prepare(x).shape) if isinstance(x, tf.Tensor) else None
+    received = tuple(x.shape) if isinstance(x, tf.Tensor) else None
     if isinstance(expected, tuple) and received is not None:
         fits = len(expected) == len(received) and all(
             e in (None, r) for e, r in zip(expected[1:], received[1:], strict=True)
@@ -111,8 +135,7 @@ def check_batch(model: keras.Model, loss: Loss, x: Any, y: Any, prepare: Callabl
                 f"Invalid value for the data: {model.name!r} expected inputs of shape {expected}, received a batch of "
                 f"shape {received}."
             )
-    if getattr(model, "output_shape", None) is not None:
-        loss.check_labels(y, model.output_shape)
+    loss.check_labels(y, output_shape(model, x))
 
 
 #: Errors that data can cause.
@@ -125,7 +148,7 @@ _DATA_ERRORS = (
 
 
 @contextlib.contextmanager
-def explained(phase: str, faults: Callable[[], list[str]]) -> Iterator[None]:
+def translate_data_errors(phase: str, faults: Callable[[], list[str]]) -> Iterator[None]:
     """Turns TensorFlow's errors into a sentence if data that can't be read are why.
 
     Args:

@@ -1,31 +1,60 @@
 """Feeds: how batches reach the replicas, and where an epoch is entered in its middle.
 
 The order of examples is a function of the epoch alone, so a feed needs no state of its own: `open(epoch, first)` starts
-an epoch at any of its batches. Two kinds share one interface:
+an epoch at any of its batches and returns a handle. Two kinds share one interface:
 
 * `MemoryFeed`, for sets that `tfbio.data` holds in memory: inside the loop's graph each replica gathers its own
   examples by index. No iterator, no copy, nothing to skip.
 * `StreamFeed`, for sets that `tfbio.data` streams, any other `tf.data.Dataset`, or a function from the epoch to one.
 
-`take` is called in cross-replica context, once a step, and returns the arguments for `strategy.run`; `unpack` turns
-them, on a replica, into `(x, y, weights, importance)`: `weights` are the factors of the examples in the update (they
-sum to one over the global batch), `importance` the factors in averages (1, or the data set's own sample weights). A
-last batch may leave a replica no example.
+What a graph does with a handle is the feed's `reader`. `take` is called in cross-replica context, once a step, and
+returns the arguments for `strategy.run`; `unpack` turns them, on a replica, into its `Examples`. Feeds whose readers
+are equal share a graph. A last batch may leave a replica no example.
 """
 
+import dataclasses
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from tfbio.data import InMemory, Streaming, memory_of, stream_of
-from tfbio.data.pipelines import untuned
-from tfbio.training.checks import explained
+from tfbio.data.memory import Sampler
+from tfbio.data.pipelines import without_tuner
+from tfbio.training.batches import Examples, make_examples
+from tfbio.training.checks import translate_data_errors
 
-__all__ = ["MemoryFeed", "StreamFeed", "at_least_one", "first_batch", "make_feed"]
+__all__ = ["MemoryFeed", "StreamFeed", "first_batch", "make_feed"]
 
 Source = tf.data.Dataset | Callable[[int], tf.data.Dataset]
+
+#: How many batches data sets have that had to be read to find out.
+_COUNTED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+@dataclasses.dataclass(frozen=True)
+class _MemoryReader:
+    sampler: Sampler
+    replicas: int
+
+    def take(self, handle: Any, epoch: tf.Tensor, index: tf.Tensor) -> tuple:
+        return epoch, index
+
+    def unpack(self, handle: Any, epoch: tf.Tensor, index: tf.Tensor) -> Examples:
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        x, y, size = self.sampler.batch(*handle, epoch, index, replica, self.replicas)
+        return Examples(x, y, tf.ones(tf.shape(y)[:1]), tf.cast(size, tf.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class _StreamReader:
+    def take(self, handle: Any, epoch: tf.Tensor, index: tf.Tensor) -> tuple:
+        return (next(handle),)
+
+    def unpack(self, handle: Any, element: Any) -> Examples:
+        return make_examples(element)
 
 
 class MemoryFeed:
@@ -42,21 +71,13 @@ class MemoryFeed:
 
     def __init__(self, memory: InMemory, strategy: tf.distribute.Strategy, steps_per_epoch: int | None = None):
         self._memory = memory
-        self._replicas = strategy.num_replicas_in_sync
+        self.reader = _MemoryReader(memory.sampler, strategy.num_replicas_in_sync)
         self.steps_per_epoch = _steps(steps_per_epoch, memory.steps_per_epoch)
 
     def open(self, epoch: int, first: int) -> Any:
-        """The handle for the epoch's loop: the order of its examples."""
+        """The handle for the epoch's loop: images, labels, and the order of the examples."""
         del first
-        return tf.convert_to_tensor(self._memory.order(epoch))
-
-    def take(self, handle: Any, epoch: tf.Tensor, index: tf.Tensor) -> tuple:
-        return handle, epoch, index
-
-    def unpack(self, order: tf.Tensor, epoch: tf.Tensor, index: tf.Tensor) -> tuple:
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        x, y, weights = self._memory.batch(order, epoch, index, replica, self._replicas)
-        return x, y, weights, tf.ones_like(weights)
+        return (*self._memory.arrays, tf.convert_to_tensor(self._memory.order(epoch)))
 
     def example(self) -> tuple:
         """The first batch, eagerly."""
@@ -99,7 +120,11 @@ class StreamFeed:
         cardinality = int(first.cardinality())
         endless = cardinality == tf.data.INFINITE_CARDINALITY
         if cardinality == tf.data.UNKNOWN_CARDINALITY and steps_per_epoch is None:
-            cardinality = int(untuned(first).reduce(tf.constant(0, tf.int64), lambda count, _: count + 1))
+            if source not in _COUNTED:
+                _COUNTED[source] = int(
+                    without_tuner(first).reduce(tf.constant(0, tf.int64), lambda count, _: count + 1)
+                )
+            cardinality = _COUNTED[source]
         if endless and steps_per_epoch is None:
             raise ValueError("Invalid value for `steps_per_epoch`: an endless data set needs one, received None.")
         if cardinality == 0:
@@ -108,6 +133,7 @@ class StreamFeed:
         self._runs_on = endless and not callable(source)
         self._first = first
         self._iterator, self._at = None, None
+        self.reader = _StreamReader()
 
     def open(self, epoch: int, first: int) -> Any:
         """The handle for the epoch's loop: an iterator that stands before batch `first`."""
@@ -119,7 +145,7 @@ class StreamFeed:
             return iter(self._strategy.distribute_datasets_from_function(own))
         position = epoch * self.steps_per_epoch + first if self._runs_on else first
         if not (self._runs_on and self._at == position):
-            dataset = untuned(self._source(epoch, position))
+            dataset = without_tuner(self._source(epoch, position))
             options = tf.data.Options()
             # Each worker takes its part of every batch, and not batches of its own from a part of the files: order is
             # the user's, and nothing is known of where it comes from.
@@ -129,16 +155,6 @@ class StreamFeed:
         self._at = (epoch + 1) * self.steps_per_epoch
         return self._iterator
 
-    def take(self, handle: Any, epoch: tf.Tensor, index: tf.Tensor) -> tuple:
-        return (next(handle),)
-
-    def unpack(self, batch: Any) -> tuple:
-        x, y, *rest = batch
-        count = tf.shape(tf.nest.flatten(x)[0])[0]
-        importance = tf.cast(rest[0], tf.float32) if rest else tf.ones([count])
-        total = tf.distribute.get_replica_context().all_reduce("sum", tf.reduce_sum(importance))
-        return x, y, tf.math.divide_no_nan(importance, total), importance
-
     def example(self) -> tuple:
         """The first batch, see `first_batch`."""
         return first_batch(self._first, self._stream)
@@ -146,22 +162,6 @@ class StreamFeed:
     def faults(self, epoch: int, first: int, count: int | None) -> list[str]:
         """Where the examples of `count` batches (None: of all) are that can't be read, as far as that can be known."""
         return self._stream.faults(epoch, first, count) if self._stream else []
-
-
-def at_least_one(*share: Any) -> tuple:
-    """A replica's share of a batch, `(x, y, weights, importance)`; in place of no example, zeros whose weight is 0.
-
-    What takes moments of the examples at hand, as batch normalisation does, makes NaN of none.
-    """
-    if share[-1].shape[0]:
-        return share
-    lacking = tf.cast(tf.shape(share[-1])[:1] == 0, tf.int32)
-
-    def filled(tensor: tf.Tensor) -> tf.Tensor:
-        rows = tf.zeros(tf.concat([lacking, tf.shape(tensor)[1:]], 0), tensor.dtype)
-        return tf.ensure_shape(tf.concat([tensor, rows], 0), tf.TensorShape([None]).concatenate(tensor.shape[1:]))
-
-    return tf.nest.map_structure(filled, share)
 
 
 def first_batch(dataset: tf.data.Dataset, stream: Streaming | None = None) -> tuple:
@@ -175,7 +175,7 @@ def first_batch(dataset: tf.data.Dataset, stream: Streaming | None = None) -> tu
         ValueError: elements are something else, or a picture can't be decoded; names it.
     """
     stream = stream or stream_of(dataset)
-    with explained("the first batch", functools.partial(stream.faults, 0, 0, 1) if stream else list):
+    with translate_data_errors("the first batch", functools.partial(stream.faults, 0, 0, 1) if stream else list):
         element = next(iter(dataset.take(1)))
     if not isinstance(element, (tuple, list)) or len(element) not in (2, 3):
         raise ValueError(
@@ -185,6 +185,11 @@ def first_batch(dataset: tf.data.Dataset, stream: Streaming | None = None) -> tu
     x, y, *weights = element
     if not weights:
         return x, y
+    if not isinstance(weights[0], tf.Tensor) or weights[0].shape.rank != 1:
+        raise ValueError(
+            "Invalid value for `sample_weight`: expected a tensor of shape (batch,), one number for each example, "
+            f"received {dataset.element_spec[2]}."
+        )
     return tf.nest.map_structure(lambda part: tf.boolean_mask(part, weights[0] > 0), (x, y))
 
 

@@ -1,35 +1,56 @@
-r"""Optimizers under replicas: creation in scope, clipping that clips the **global** gradient, and followers.
-
-A Keras 3 optimizer clips what each replica hands it, before it sums over replicas, so that two replicas with opposite
-large gradients end elsewhere than one replica with their sum. Here the gradients are summed first and clipped by the
-optimizer's own settings; its own clipping then finds nothing left to do.
-
-A rule's `followers` are pairs of variables of which the one takes the other's steps. With
-$w \leftarrow (1 - λ) w + Δ$ and $b \leftarrow (1 - λ) b + Δ$, whatever $Δ$ is, $w - b$ only shrinks by $1 - λ$. So
-the gap is read before the optimizer's step, and $b$ is put that far below $w$ behind it.
-"""
+"""Optimizers: creation in a strategy's scope, and moving averages of weights in the weights' place."""
 
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-__all__ = ["follow", "globally_clipped", "make_optimizer", "put_averages", "remaining_gaps", "together"]
+from tfbio.keras_internals import inner_optimizers, managed_variables
+from tfbio.rules import LearningRule
 
-Followers = list[tuple[keras.Variable, keras.Variable]]
+__all__ = ["finalize_averages", "make_optimizer", "make_optimizers", "scale_loss_of"]
+
+
+def make_optimizers(
+    rule: LearningRule, optimizer: Any, feedback_optimizer: Any, strategy: tf.distribute.Strategy
+) -> tuple[keras.optimizers.Optimizer, keras.optimizers.Optimizer | None]:
+    """The built optimizers of a rule's forward and feedback variables; one for both where the second is None.
+
+    Args:
+        rule: a built rule.
+        optimizer, feedback_optimizer: as for `Trainer`.
+        strategy: the strategy in whose scope this is called.
+
+    Raises:
+        ValueError: as `make_optimizer`.
+    """
+    forward, feedback = rule.forward_variables, rule.feedback_variables
+    if feedback_optimizer is None and (len(rule.phases) > 1 or rule.feedback_loops):
+        optimizer = keras.optimizers.get(optimizer)
+        feedback_optimizer = type(optimizer).from_config(optimizer.get_config())
+    if feedback_optimizer is None or not feedback:
+        return make_optimizer(optimizer, [*forward, *feedback], rule.model, strategy, "optimizer"), None
+    return (
+        make_optimizer(optimizer, forward, rule.model, strategy, "optimizer"),
+        make_optimizer(feedback_optimizer, feedback, rule.model, strategy, "feedback_optimizer"),
+    )
 
 
 def make_optimizer(
-    identifier: Any, variables: list[keras.Variable], strategy: tf.distribute.Strategy, argument: str, mixed: bool
+    identifier: Any,
+    variables: list[keras.Variable],
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    argument: str,
 ) -> keras.optimizers.Optimizer:
     """A built optimizer for `variables`. Call it in the strategy's scope.
 
     Args:
         identifier: what `keras.optimizers.get` takes. An object must be new, or built for these very variables.
         variables: what it will update.
+        model: the network.
         strategy: the strategy in whose scope this is called.
         argument: the argument's name, for errors.
-        mixed: wrap it for float16's loss scaling.
 
     Raises:
         ValueError: unknown, made outside the strategy's scope, or with an option that the strategy can't carry.
@@ -44,86 +65,29 @@ def make_optimizer(
                 f"Invalid value for `{argument}`: expected an optimizer made within `strategy.scope()`, received one "
                 "made outside. Make it there, or pass its name or config."
             )
-        if optimizer.gradient_accumulation_steps:
-            raise ValueError(
-                f"Invalid value for `{argument}`: gradient_accumulation_steps does not work under "
-                f"{type(strategy).__name__}, received {optimizer.gradient_accumulation_steps}. Use the trainer's "
-                "own `accumulation_steps`."
-            )
-    if mixed and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        for inner in inner_optimizers(optimizer):
+            if inner.gradient_accumulation_steps:
+                raise ValueError(
+                    f"Invalid value for `{argument}`: gradient_accumulation_steps does not work under "
+                    f"{type(strategy).__name__}, received {inner.gradient_accumulation_steps}. Use the trainer's own "
+                    "`accumulation_steps`."
+                )
+    optimizer = scale_loss_of(model, optimizer)
     if not optimizer.built:
         optimizer.build(variables)
     return optimizer
 
 
-def globally_clipped(
-    optimizer: keras.optimizers.Optimizer, gradients: list[tf.Tensor], replicas: int
-) -> list[tf.Tensor]:
-    """This replica's share of the clipped global gradient: the shares' sum is clipped as `optimizer` says.
-
-    Args:
-        optimizer: its `clipnorm`, `global_clipnorm` or `clipvalue` is what is applied; without one, or on a single
-            replica, where Keras's own clipping is right, gradients are returned as they are.
-        gradients: this replica's part of a sum over replicas.
-        replicas: the number of replicas in sync.
-    """
-    inner = _unscaled(optimizer)
-    if replicas == 1 or not (inner.clipnorm or inner.global_clipnorm or inner.clipvalue):
-        return gradients
-    scale = tf.cast(getattr(optimizer, "dynamic_scale", 1.0), tf.float32)
-    total = [g / tf.cast(scale, g.dtype) for g in tf.distribute.get_replica_context().all_reduce("sum", gradients)]
-    if inner.clipnorm:
-        total = [tf.clip_by_norm(g, inner.clipnorm) for g in total]
-    elif inner.global_clipnorm:
-        total, _ = tf.clip_by_global_norm(total, inner.global_clipnorm)
-    else:
-        total = [tf.clip_by_value(g, -inner.clipvalue, inner.clipvalue) for g in total]
-    return [g * tf.cast(scale / replicas, g.dtype) for g in total]
+def scale_loss_of(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimizer, within a `LossScaleOptimizer` if a layer computes in float16 and there is none yet."""
+    mixed = "mixed_float16" in {layer.dtype_policy.name for layer in model._flatten_layers()}
+    if mixed and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
 
 
-def together(tensors: Any) -> Any:
-    """The same tensors, none of which is there before all are.
-
-    For an update to be made of them: TensorFlow's graph optimizer drops the order of a read and a later write of a
-    variable where no data tie the two, as with feedback weights that learn.
-    """
-    with tf.control_dependencies(tf.nest.flatten(tensors)):
-        return tf.nest.map_structure(tf.identity, tensors)
-
-
-def remaining_gaps(optimizer: keras.optimizers.Optimizer, followers: Followers) -> list[tf.Tensor]:
-    """$(1 - λ) (w - b)$ for each pair $(b, w)$, to be read before `optimizer` takes its step.
-
-    $λ$ is what the optimizer's `weight_decay` takes off $w$ in this step, learning rate included: nothing in those
-    that only add to the gradients of the next one.
-    """
-    inner = _unscaled(optimizer)
-    gaps = []
-    for b, w in followers:
-        gap = tf.convert_to_tensor(w) - tf.convert_to_tensor(b)
-        if inner.weight_decay and inner._use_weight_decay(w):
-            decayed = gap * tf.cast(inner.weight_decay, gap.dtype) * tf.cast(inner.learning_rate, gap.dtype)
-            if every := inner.gradient_accumulation_steps:
-                decayed *= tf.cast((tf.convert_to_tensor(inner._iterations) + 1) % every == 0, gap.dtype)
-            gap -= decayed
-        gaps.append(gap)
-    return gaps
-
-
-def follow(followers: Followers, gaps: list[tf.Tensor]) -> None:
-    """Puts each $b$ a gap below its $w$, which has taken its step."""
-    for (b, w), gap in zip(followers, gaps, strict=True):
-        b.assign(tf.convert_to_tensor(w) - gap)
-
-
-def put_averages(optimizer: keras.optimizers.Optimizer) -> None:
+def finalize_averages(optimizer: keras.optimizers.Optimizer) -> None:
     """Puts the moving averages of `optimizer`, if it keeps some, in the place of its variables."""
-    inner = _unscaled(optimizer)
-    if inner.use_ema and int(inner.iterations.numpy()):  # averages are zeros before the first step
-        inner.finalize_variable_values(inner._trainable_variables)
-
-
-def _unscaled(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The optimizer within what scales the loss for float16, if that is around it."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
+    for inner in inner_optimizers(optimizer):
+        if inner.use_ema and int(inner.iterations.numpy()):  # averages are zeros before the first step
+            inner.finalize_variable_values(managed_variables(inner))

@@ -27,12 +27,12 @@ class MovingStatistics:
         pairs = [(layer.moving_mean, layer.moving_variance) for layer in moved if not layer.synchronized]
         self._variables = sum(pairs, ()) if strategy.num_replicas_in_sync > 1 else ()
         self._strategy = strategy
-        self._united = tf.function(lambda: self._strategy.run(self._mean))
+        self._averaged = tf.function(lambda: self._strategy.run(self._mean))
 
-    def unite(self) -> None:
+    def average(self) -> None:
         """Gives every replica the mean of all; each of several workers must call it at the same place."""
         if self._variables:
-            self._united()
+            self._averaged()
 
     def _mean(self) -> None:
         values = [tf.identity(variable.value) for variable in self._variables]  # on the replica's device

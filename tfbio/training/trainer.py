@@ -1,41 +1,32 @@
-"""The trainer: the host's side of training.
-
-`tfbio.training.loops` runs many steps in one graph; between two such loops the host reads averages, calls callbacks,
-saves, and sees signals.
-"""
+"""The trainer: a network, a rule, a loss, optimizers and a strategy, and what can be done with them."""
 
 import contextlib
-import functools
-import time
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tfbio import losses, rules
-from tfbio.training.averages import Averages
+from tfbio import rules
 from tfbio.training.callbacks import CallbackModel, Progress
 from tfbio.training.checkpoints import Checkpoints
-from tfbio.training.checks import (
-    NonFiniteLoss,
-    check_batch,
-    check_finite,
-    check_no_collectives,
-    check_scope,
-    explained,
-)
+from tfbio.training.checks import check_batch, check_no_collectives, check_scope, check_seeds
+from tfbio.training.evaluation import Evaluator, prediction_feed
 from tfbio.training.feeds import make_feed
-from tfbio.training.interrupts import TrainingInterrupted, delayed_interrupts
-from tfbio.training.loops import NO_STRATEGY, Loops
-from tfbio.training.optimizing import make_optimizer, put_averages
-from tfbio.training.statistics import MovingStatistics
+from tfbio.training.fitting import Fitting
+from tfbio.training.interrupts import delayed_interrupts
+from tfbio.training.loops import NO_STRATEGY, TrainingLoop
+from tfbio.training.metrics import Metrics
+from tfbio.training.optimizing import finalize_averages, make_optimizers
+from tfbio.training.preprocessing import Preprocessing
+from tfbio.training.sources import as_source
+from tfbio.training.state import TrainingState
+from tfbio.training.updater import Updater
 from tfbio.training.workers import Workers
 
 __all__ = ["Trainer"]
-
-#: A loop aims at this many seconds, so that progress shows, and a signal is seen, about so often.
-_SECONDS_PER_LOOP = 1.0
 
 
 class Trainer:
@@ -55,9 +46,13 @@ class Trainer:
             same settings.
         preprocessing: a layer or function applied to the inputs on the device, before the model: say the
             `info.preprocessing` of `tfbio.data.load`. Export can put it into the model.
+        metrics: Keras metrics (objects, names, functions; for several outputs, a dict or list of them by output), of
+            labels and `loss.predict(outputs)`: probabilities, where the loss brings the output activation. They are
+            weighted by the data's sample weights, as Keras's `weighted_metrics` are, and exact under replicas; one that
+            can't be is refused. `"accuracy"` of a loss that classifies is what `error` leaves.
         steps_per_loop: steps between two looks of the host; `"auto"` for about a second's worth.
-        accumulation_steps: for batches beyond memory: in how many parts each replica takes its share of a batch, one
-            after the other, for one update of their sum.
+        accumulation_steps: for batches beyond memory: in how many microbatches each replica takes its examples of a
+            batch, one after the other, for one update of their sum.
 
     Attributes:
         step: number of steps taken, an int64 variable.
@@ -75,6 +70,7 @@ class Trainer:
         jit_compile: bool | str = "auto",
         feedback_optimizer: Any = None,
         preprocessing: Any = None,
+        metrics: Any = (),
         steps_per_loop: int | str = "auto",
         accumulation_steps: int = 1,
     ):
@@ -92,7 +88,6 @@ class Trainer:
             )
         self.model = model
         self.rule = rules.get(rule)
-        self.loss = losses.get(loss)
         self.strategy = strategy or tf.distribute.get_strategy()
         self.workers = Workers(self.strategy)
         self.preprocessing = preprocessing
@@ -106,60 +101,38 @@ class Trainer:
         if accumulation_steps > 1 and not alone:
             check_no_collectives(model, "accumulation_steps", accumulation_steps)
         with self.strategy.scope():
-            self.rule.build(model, self.loss)
+            self.rule.build(model, loss)
+            self.loss = self.rule.loss
             if accumulation_steps > 1 and self.rule.feedback_loops:
                 raise ValueError(
                     f"Invalid value for `accumulation_steps`: expected 1, received {accumulation_steps}: the rule "
                     f"{type(self.rule).__name__} with several feedback iterations a batch needs all of it at once."
                 )
-            mixed = "mixed_float16" in {layer.dtype_policy.name for layer in model._flatten_layers()}
-            forward, feedback = self.rule.forward_variables, self.rule.feedback_variables
-            if feedback_optimizer is None and (len(self.rule.phases) > 1 or self.rule.feedback_loops):
-                optimizer = keras.optimizers.get(optimizer)
-                feedback_optimizer = type(optimizer).from_config(optimizer.get_config())
-            if feedback_optimizer is None:
-                forward, feedback = [*forward, *feedback], []
-            self.optimizer = make_optimizer(optimizer, forward, self.strategy, "optimizer", mixed)
-            self.feedback_optimizer = None
-            if feedback:
-                self.feedback_optimizer = make_optimizer(
-                    feedback_optimizer, feedback, self.strategy, "feedback_optimizer", mixed
-                )
+            self.optimizer, self.feedback_optimizer = make_optimizers(
+                self.rule, optimizer, feedback_optimizer, self.strategy
+            )
             self.step = self.rule.step
-            self.averages = Averages(self.loss)
-            self._evaluation = Averages(self.loss)
-        self._statistics = MovingStatistics(model, self.strategy)
-        optimizers, averages = (self.optimizer, self.feedback_optimizer), (self.averages, self._evaluation)
-        self._loops = Loops(
-            self.rule, optimizers, self.strategy, jit_compile, preprocessing, averages, accumulation_steps
+            self._preprocess = Preprocessing(preprocessing)
+            check_seeds(self._preprocess, self.strategy)
+            self._metrics = Metrics(metrics, self.loss, model, self.strategy, accumulation_steps)
+            self._evaluator = Evaluator(model, self.loss, self._metrics, self.strategy, jit_compile, self._preprocess)
+            self._state = TrainingState(self.rule, self._optimizers, self._metrics, self._preprocess, self.strategy)
+        self.rule.check_optimizer(self.optimizer)
+        updater = Updater(self.rule, self.optimizer, self.feedback_optimizer)
+        self._loop = TrainingLoop(
+            self.rule, updater, self.strategy, jit_compile, self._preprocess, self._state.record, accumulation_steps
         )
-        self._feeds: dict[tuple, tuple] = {}
-
-    def _feed(self, data: Any, steps: int | None) -> Any:
-        """The feed for `steps` batches of `data`, the same one each time, so that its loop is traced once."""
-        key = (id(data), steps)
-        if key not in self._feeds:
-            feed = make_feed(data, self.strategy, steps)
-            check_batch(self.model, self.loss, *feed.example(), self._loops.prepare)
-            self._feeds[key] = (feed, data)  # holding `data` keeps its id its own
-        return self._feeds[key][0]
+        self._trained: tuple[Any, tuple, Any] | None = None  # the last data that `fit` was given, and their feed
+        self._checked: weakref.WeakSet = weakref.WeakSet()
 
     @property
-    def state(self) -> tf.train.Checkpoint:
-        """Everything that a checkpoint holds."""
-        variables = {
-            "model": self.model.variables,
-            "rule": self.rule.variables,
-            "optimizers": [variable for optimizer in self._optimizers for variable in optimizer.variables],
-        }
-        tracked = {name: [variable.value for variable in group] for name, group in variables.items()}
-        return tf.train.Checkpoint(step=self.step, averages=self.averages.sums, **tracked)
+    def epoch(self) -> int:
+        """Number of epochs finished."""
+        return self._state.position.epoch
 
     def restore(self, checkpoints: Checkpoints) -> int:
         """Goes back to the newest readable checkpoint; returns the step it stands at (0 without any)."""
-        with self.strategy.scope():
-            checkpoints.restore(self.state)
-        return int(self.step.numpy())
+        return self._state.restore(checkpoints)
 
     def fit(
         self,
@@ -168,6 +141,7 @@ class Trainer:
         validation_data: Any = None,
         epochs: int = 1,
         steps_per_epoch: int | None = None,
+        batch_size: int | None = None,
         callbacks: Iterable[keras.callbacks.Callback] = (),
         checkpoints: Checkpoints | None = None,
         verbose: bool = True,
@@ -176,11 +150,14 @@ class Trainer:
 
         Args:
             data: a `tf.data.Dataset` of batches `(x, y)` or `(x, y, sample_weight)`, or a function from the epoch to
-                one (`tfbio.training.feeds`). Every example counts once, in a last batch that is not full too.
+                one (`tfbio.training.feeds`); arrays `(x, y)` or `(x, y, sample_weight)`, in an order of their own in
+                every epoch; or a `keras.utils.PyDataset`, whose batches come in their order. Every example counts once,
+                in a last batch that is not full too. Sample weights have the shape `(batch,)`.
             validation_data: the same, or a dict of several by name, evaluated after every epoch; figures carry the
                 name (`val` for a single one) and an underscore in front.
-            epochs: the total to reach. A second call with the same number does nothing.
+            epochs: the total to reach, over all calls. A second call with the same number does nothing.
             steps_per_epoch: for endless data, or to train on the first so many batches of every epoch.
+            batch_size: of arrays: examples in a global batch; None for 32.
             callbacks: Keras callbacks. Batch hooks are called once a loop; a callback with an attribute `every_steps`
                 sees the end of a loop after every so many steps.
             checkpoints: where and when to save; also makes Ctrl-C and SIGTERM save and then stop.
@@ -190,48 +167,94 @@ class Trainer:
             The `History`: `history.history["loss"]` and so on, an entry an epoch.
 
         Raises:
-            ValueError: data that do not fit the model.
+            ValueError: data that do not fit the model; an epoch whose sample weights are all zero.
             NonFiniteLoss: the loss became infinite or NaN, or weights that were to be saved.
             TrainingInterrupted: a signal came, and `checkpoints` holds the state.
         """
-        feed = self._feed(data, steps_per_epoch)
-        loop = self._loops.training(feed)
+        if self._trained is None or self._trained[0] is not data or self._trained[1] != (steps_per_epoch, batch_size):
+            feed = self._feed(data, steps_per_epoch, batch_size, shuffle=True)
+            self._trained = (data, (steps_per_epoch, batch_size), feed)
+        feed = self._trained[2]
         callbacks = list(callbacks)
         stops = [part.every_steps for part in (checkpoints, *callbacks) if getattr(part, "every_steps", None)]
-        if validation_data is not None and not isinstance(validation_data, Mapping):
-            validation_data = {"val": validation_data}
-        for split in (validation_data or {}).values():
-            self._feed(split, None)  # refuses what does not fit before the first step, not after the first epoch
-        callbacks = [*callbacks, *([Progress()] if verbose and self.workers.chief else [])]
-        model = CallbackModel(self.model, self.optimizer)
-        hooks = keras.callbacks.CallbackList(
-            callbacks, add_history=True, model=model, epochs=epochs, steps=feed.steps_per_epoch, verbose=int(verbose)
+        if validation_data is None or not isinstance(validation_data, Mapping):
+            validation_data = {} if validation_data is None else {"val": validation_data}
+        # Refused before the first step, not after the first epoch, if they do not fit.
+        splits = {name: self._feed(split, None, batch_size) for name, split in validation_data.items()}
+        progress = [Progress()] if verbose and self.workers.chief else []
+        hooks = self._hooks(
+            [*callbacks, *progress], add_history=True, epochs=epochs, steps=feed.steps_per_epoch, verbose=int(verbose)
         )
         hooks.on_train_begin()
-        begin = int(self.step.numpy())
-        with _signals(checkpoints) as received:
-            while (epoch := int(self.step.numpy()) // feed.steps_per_epoch) < epochs and not model.stop_training:
-                started = time.monotonic()
-                hooks.on_epoch_begin(epoch)
-                self._train_epoch(feed, loop, epoch, hooks, stops, checkpoints, received)
-                self._statistics.unite()
-                logs = {"step": int(self.step.numpy()), **self.averages.result()}
-                self.averages.reset()
-                for name, split in (validation_data or {}).items():
-                    logs.update({f"{name}_{key}": value for key, value in self.evaluate(split).items()})
-                logs["seconds"] = time.monotonic() - started
-                hooks.on_epoch_end(epoch, logs)
-                self._save(checkpoints, received)
-        step = int(self.step.numpy())
-        if checkpoints is not None and step and (step > begin or checkpoints.last is None):
-            self._write(checkpoints)
+        self._state.callbacks.begin(callbacks)
+        # Signals wait for the end of a loop only if there is a place to save to.
+        with delayed_interrupts() if checkpoints is not None else contextlib.nullcontext([]) as received:
+            fitting = Fitting(
+                self._state,
+                self._loop,
+                self._evaluator,
+                self.workers,
+                feed=feed,
+                splits=splits,
+                hooks=hooks,
+                stops=stops,
+                steps_per_loop=self._steps_per_loop,
+                checkpoints=checkpoints,
+                received=received,
+            )
+            fitting.run(epochs)
         self.finish()
         hooks.on_train_end()
         return next(c for c in hooks.callbacks if isinstance(c, keras.callbacks.History))
 
-    @property
-    def _optimizers(self) -> list[keras.optimizers.Optimizer]:
-        return [optimizer for optimizer in (self.optimizer, self.feedback_optimizer) if optimizer is not None]
+    def evaluate(
+        self,
+        data: Any,
+        steps: int | None = None,
+        *,
+        batch_size: int | None = None,
+        callbacks: Iterable[keras.callbacks.Callback] = (),
+    ) -> dict[str, float]:
+        """Averages over all examples of a data set.
+
+        Args:
+            data: as for `fit`. Figures do not depend on order or batch size.
+            steps: for endless data, or to look at the first so many batches.
+            batch_size: as for `fit`.
+            callbacks: Keras callbacks; their hooks of tests are called.
+
+        Returns:
+            `loss`, `error` in [0, 1] and `accuracy` if the loss classifies, and the metrics.
+
+        Raises:
+            ValueError: data that do not fit the model; sample weights that are all zero.
+        """
+        return self._evaluator.evaluate(self._feed(data, steps, batch_size), self._hooks(callbacks))
+
+    def predict(
+        self,
+        data: Any,
+        steps: int | None = None,
+        *,
+        batch_size: int | None = None,
+        callbacks: Iterable[keras.callbacks.Callback] = (),
+    ) -> Any:
+        """The network's outputs: logits, of which `loss.predict` makes probabilities.
+
+        Args:
+            data: as for `fit`, or inputs alone; labels are not looked at. Shuffled data come in the order of their
+                first epoch.
+            steps: for endless data, or for the first so many batches.
+            batch_size: as for `fit`.
+            callbacks: Keras callbacks; their hooks of predictions are called.
+
+        Returns:
+            An array `(examples, …)`, or as many as there are outputs, nested as the network's.
+        """
+        if not isinstance(data, (tuple, list, tf.data.Dataset, keras.utils.PyDataset)) and not callable(data):
+            data = (data, np.zeros(len(tf.nest.flatten(data)[0])))
+        feed = prediction_feed(as_source(data, batch_size, shuffle=False), self.strategy, steps)
+        return self._evaluator.predict(feed, self._hooks(callbacks))
 
     def finish(self) -> None:
         """Puts moving averages in the weights' place, where an optimizer keeps some: how `fit` ends, as Keras's does.
@@ -239,68 +262,27 @@ class Trainer:
         For who evaluates or exports what `restore` has read: checkpoints hold weights and averages.
         """
         for optimizer in self._optimizers:
-            put_averages(optimizer)
+            finalize_averages(optimizer)
 
-    def _train_epoch(self, feed, loop, epoch, hooks, stops, checkpoints, received) -> None:
-        """The rest of an epoch, loop by loop."""
-        first = int(self.step.numpy()) % feed.steps_per_epoch
-        handle = feed.open(epoch, first)
-        count, last = 1, feed.steps_per_epoch
-        while first < last:
-            count = count if self._steps_per_loop == "auto" else self._steps_per_loop
-            step = int(self.step.numpy())
-            count = min(count, last - first, *(every - step % every for every in stops))
-            (count,) = self.workers.agree(count)
-            hooks.on_train_batch_begin(first)
-            started = time.monotonic()
-            with explained("training", functools.partial(feed.faults, epoch, first, count)):
-                loss = float(loop(handle, tf.constant(epoch), tf.constant(first), tf.constant(count)))
-            first = int(self.step.numpy()) - epoch * last
-            if not tf.math.is_finite(loss):
-                raise NonFiniteLoss(f"The loss became {loss}", int(self.step.numpy()), self.model, checkpoints)
-            hooks.on_train_batch_end(first - 1, self.averages.result())
-            elapsed = max(time.monotonic() - started, 1e-6)
-            count = max(1, min(10 * count, round(count * _SECONDS_PER_LOOP / elapsed)))
-            if first < last:
-                self._save(checkpoints, received)
+    @property
+    def _optimizers(self) -> list[keras.optimizers.Optimizer]:
+        return [optimizer for optimizer in (self.optimizer, self.feedback_optimizer) if optimizer is not None]
 
-    def _save(self, checkpoints: Checkpoints | None, received: list[int]) -> None:
-        """Saves if it is time or a signal came, and then stops if a signal came."""
-        if checkpoints is None:
-            return
-        step = int(self.step.numpy())
-        signal, due = self.workers.agree(received[0] if received else 0, int(checkpoints.due(step)))
-        if signal or due:
-            path = self._write(checkpoints)
-            if signal:
-                raise TrainingInterrupted(f"Stopped at step {step}; the state is in {path}.", signal)
+    def _feed(self, data: Any, steps: int | None, batch_size: int | None = None, shuffle: bool = False) -> Any:
+        """The feed for `steps` batches of `data`, which fit the model. Nothing is kept of them."""
+        feed = make_feed(as_source(data, batch_size, shuffle), self.strategy, steps)
+        with contextlib.suppress(TypeError):  # lists and tuples have no weak references
+            if data in self._checked and not self._metrics.needs_building:
+                return feed
+        x, y = feed.example()
+        x = self._preprocess(x, training=False)
+        check_batch(self.model, self.loss, x, y)
+        if self._metrics.needs_building:
+            self._metrics.build(y, self.model(tf.nest.map_structure(lambda part: part[:1], x), training=False))
+        with contextlib.suppress(TypeError):
+            self._checked.add(data)
+        return feed
 
-    def _write(self, checkpoints: Checkpoints) -> str:
-        """Saves the state as it is now, if a run can go on from it; returns the checkpoint's path."""
-        step = int(self.step.numpy())
-        check_finite([*self.rule.forward_variables, *self.rule.feedback_variables], step, self.model, checkpoints)
-        self._statistics.unite()
-        return checkpoints.save(self.state, step, self.workers)
-
-    def evaluate(self, data: Any, steps: int | None = None) -> dict[str, float]:
-        """Averages over all examples of a data set.
-
-        Args:
-            data: as for `fit`. Figures do not depend on order or batch size.
-            steps: for endless data, or to look at the first so many batches.
-
-        Returns:
-            `loss`, and `error` in [0, 1] and `accuracy` if the loss classifies.
-        """
-        feed = self._feed(data, steps)
-        self._evaluation.reset()
-        loop = self._loops.evaluation(feed)
-        with explained("evaluation", functools.partial(feed.faults, 0, 0, None)):
-            loop(feed.open(0, 0), tf.constant(0), tf.constant(0), tf.constant(feed.steps_per_epoch))
-        figures = self._evaluation.result()
-        return figures | ({"accuracy": 1.0 - figures["error"]} if "error" in figures else {})
-
-
-def _signals(checkpoints: Checkpoints | None) -> Any:
-    """Signals wait for the end of a loop only if there is a place to save to."""
-    return delayed_interrupts() if checkpoints is not None else contextlib.nullcontext([])
+    def _hooks(self, callbacks: Iterable[keras.callbacks.Callback], **options) -> keras.callbacks.CallbackList:
+        model = CallbackModel(self.model, self.optimizer, self._metrics.keras_metrics)
+        return keras.callbacks.CallbackList(list(callbacks), model=model, **options)

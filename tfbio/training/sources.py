@@ -1,0 +1,86 @@
+"""What users bring as data, as what feeds take: arrays and `keras.utils.PyDataset` beside `tf.data`."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfbio.data import from_arrays, randomness
+
+__all__ = ["as_source"]
+
+#: Keras's.
+_BATCH_SIZE = 32
+
+
+def as_source(data: Any, batch_size: int | None, shuffle: bool) -> Any:
+    """What `make_feed` takes for `data`.
+
+    Args:
+        data: arrays `(x, y)` or `(x, y, sample_weight)`, each of them nested; a `keras.utils.PyDataset`; or what
+            `make_feed` takes.
+        batch_size: of arrays: examples in a global batch; None for 32.
+        shuffle: of arrays: whether every epoch has a random order of its own, the same in every run.
+
+    Raises:
+        ValueError: arrays that differ in length; `batch_size` with what has batches already.
+    """
+    if isinstance(data, (tuple, list)):
+        return _arrays(tuple(data), batch_size or _BATCH_SIZE, shuffle)
+    if batch_size is not None:
+        raise ValueError(
+            f"Invalid value for `batch_size`: expected None, since a {type(data).__name__} has batches already, "
+            f"received {batch_size}."
+        )
+    return _py_dataset(data) if isinstance(data, keras.utils.PyDataset) else data
+
+
+def _arrays(data: tuple, batch_size: int, shuffle: bool) -> Any:
+    if len(data) not in (2, 3):
+        raise ValueError(
+            f"Invalid value for the data: expected arrays (x, y) or (x, y, sample_weight), received {len(data)} of "
+            "them. Several inputs are nested: ((first, second), y)."
+        )
+    arrays = tf.nest.map_structure(np.asarray, data)
+    lengths = {len(array) if array.ndim else 0 for array in tf.nest.flatten(arrays)}
+    if len(lengths) != 1 or lengths == {0}:
+        raise ValueError(
+            "Invalid value for the data: expected arrays of one length, and at least one example, received lengths "
+            f"{sorted(lengths)}."
+        )
+    if len(arrays) == 2 and all(isinstance(array, np.ndarray) for array in arrays):
+        return from_arrays(*arrays, batch_size, shuffle=shuffle)
+    (examples,) = lengths
+    with tf.device("CPU:0"):
+        tensors = tf.nest.map_structure(tf.convert_to_tensor, arrays)
+
+    def batches(epoch: int) -> tf.data.Dataset:
+        order = randomness.permutation(randomness.key(0, randomness.ORDER, epoch), examples)
+        rows = tf.data.Dataset.from_tensor_slices(order if shuffle else tf.range(examples)).batch(batch_size)
+        return rows.map(lambda rows: tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), tensors))
+
+    return batches
+
+
+def _py_dataset(data: keras.utils.PyDataset) -> Any:
+    def element(index: int) -> Any:
+        element = data[index]
+        return tf.nest.map_structure(np.asarray, tuple(element) if isinstance(element, list) else element)
+
+    signature = tf.nest.map_structure(lambda a: tf.TensorSpec((None, *a.shape[1:]), a.dtype), element(0))
+    count = data.num_batches
+
+    def one_epoch() -> Iterator[Any]:
+        for index in itertools.count() if count is None else range(count):
+            yield element(index)
+        data.on_epoch_end()
+
+    def batches(epoch: int) -> tf.data.Dataset:
+        cardinality = tf.data.INFINITE_CARDINALITY if count is None else count
+        dataset = tf.data.Dataset.from_generator(one_epoch, output_signature=signature)
+        return dataset.apply(tf.data.experimental.assert_cardinality(cardinality)).prefetch(2)
+
+    return batches
