@@ -15,8 +15,8 @@ from tfbio.experiments import config
 
 DOCUMENT = (Path(tfbio.__file__).parents[1] / "docs" / "plugins.md").read_text(encoding="utf-8")
 
-# Commands in one process, which takes seconds to start. -P keeps the current folder from Python's path, as it is for the
-# installed command.
+# Commands in one process, which takes seconds to start. -P keeps the current folder from Python's path: the installed
+# command begins so.
 CONSOLE = """
 import json, sys
 from tfbio import cli

@@ -54,7 +54,7 @@ class BuiltRun:
                 feedback_optimizer=self._optimizer(run.feedback_optimizer),
                 preprocessing=self.info.preprocessing,
                 accumulation_steps=run.accumulation_steps,
-                **({"metrics": keras.tree.map_structure(_metric, run.metrics)} if run.metrics else {}),
+                metrics=keras.tree.map_structure(_metric, run.metrics),
             )
 
     def _optimizer(self, part: Any) -> keras.optimizers.Optimizer | None:
