@@ -26,6 +26,7 @@ from tfbio.experiments.settings import Run
 from tfbio.experiments.workdir import WorkdirError, check_same_run, read_json
 from tfbio.files import read_lines, write_json
 from tfbio.training import BestWeights, Checkpoints, JsonLines, Replayed, TensorBoardScalars
+from tfbio.training.preprocessing import Preprocessing
 
 __all__ = ["Run", "WorkdirError", "evaluate", "export", "train"]
 
@@ -206,7 +207,7 @@ def _alignment(built: BuiltRun, path: str) -> Alignment | None:
         return None
     x, y = built.sample()
     trainer, every = built.trainer, built.run.alignment_steps
-    x = x if trainer.preprocessing is None else trainer.preprocessing(x)
+    x = Preprocessing(trainer.preprocessing)(x, training=False)
     return Alignment(trainer.rule, x, y, trainer.strategy, every, path if every else None)
 
 
