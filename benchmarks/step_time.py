@@ -25,9 +25,23 @@ from timing import FixedBatch, interleaved, machine, ratios, table, write
 import tfbio
 
 
+def attention_encoder(blocks: int = 4, tokens: int = 32, units: int = 64) -> keras.Model:
+    """A transformer's encoder: feedback enters within its `MultiHeadAttention` layers, 25 weighted layers in all."""
+    layers = keras.layers
+    x = inputs = keras.Input((tokens, units))
+    for _ in range(blocks):
+        h = layers.LayerNormalization()(x)
+        x = x + layers.MultiHeadAttention(4, units // 4)(h, h)
+        h = layers.Dense(4 * units, "gelu")(layers.LayerNormalization()(x))
+        x = x + layers.Dense(units)(h)
+    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling1D()(x)))
+
+
 def network(name: str) -> keras.Model:
-    """A network of `tfbio.models` or of `keras.applications`, with its default shape."""
+    """`attention_encoder`, or a network of `tfbio.models` or `keras.applications`, with its default shape."""
     keras.utils.set_random_seed(0)
+    if name == "attention_encoder":
+        return attention_encoder()
     if hasattr(tfbio.models, name):
         return getattr(tfbio.models, name)()
     return getattr(keras.applications, name)(weights=None, classifier_activation=None)
@@ -63,7 +77,7 @@ def main() -> None:
         "--network",
         nargs="+",
         default=["bartunov_mnist_fc"],
-        help="functions of tfbio.models or keras.applications",
+        help="functions of tfbio.models or keras.applications, or attention_encoder",
     )
     parser.add_argument("--rules", nargs="+", default=["bp", "fa", "dfa"])
     parser.add_argument("--batch_size", type=int, default=128)

@@ -66,7 +66,7 @@ _make_environment() {
     fi
     echo "Installing tfbio and what it needs; the first time takes some minutes." >&2
     run touch "$unfinished"
-    run "$python" -m pip install -qq --no-input --disable-pip-version-check -e "$root${extra:+[$extra]}"
+    (cd "$root" && run "$python" -m pip install -qq --no-input --disable-pip-version-check -e ".${extra:+[$extra]}")
     run rm -f "$unfinished"
     if [ -z "$dry_run" ]; then
         echo "$wanted" >"$stamp"

@@ -22,14 +22,24 @@ fi
 image=$2
 shift 2
 name=${NAME:-tfbio}
+if ! [[ $name =~ ^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$ ]] || ! [[ ${GPUS:-1} =~ ^[0-9]+$ ]]; then
+    echo "Invalid value for NAME or GPUS: expected up to 52 lower-case letters, digits and dashes, the first a letter," \
+        "and a number, received '$name' and '${GPUS:-1}'." >&2
+    exit 2
+fi
+
+newline=$'\n'
+escaped() { # its argument as YAML reads it between quotation marks
+    local text=${1//\\/\\\\}
+    text=${text//\"/\\\"}
+    printf '%s\n' "${text//$newline/\\n}"
+}
 
 quoted() { # its arguments as a list that YAML reads; Kubernetes would fill in $(…)
     local argument list=
     for argument in "$@"; do
-        argument=${argument//\\/\\\\}
-        argument=${argument//\"/\\\"}
         argument=${argument//'$('/'$$('}
-        list+="${list:+, }\"$argument\""
+        list+="${list:+, }\"$(escaped "$argument")\""
     done
     echo "[$list]"
 }
@@ -45,12 +55,12 @@ manifest=$(cat "$(dirname "${BASH_SOURCE[0]}")/kubernetes.yaml")
 manifest=${manifest//@NAME@/$name}
 manifest=${manifest//@WORKERS@/$count}
 manifest=${manifest//@WORKER_LIST@/$workers}
-manifest=${manifest//@IMAGE@/$image}
+manifest=${manifest//@IMAGE@/$(escaped "$image")}
 manifest=${manifest//@GPUS@/${GPUS:-1}}
-manifest=${manifest//@CLAIM@/${CLAIM:-shared}}
+manifest=${manifest//@CLAIM@/$(escaped "${CLAIM:-shared}")}
 manifest=${manifest//@ARGUMENTS@/$arguments} # last: what users write is not filled in again
 if [ -n "${dry_run:-}" ]; then
-    printf 'kubectl apply --filename=- <<END\n%s\nEND\n' "$manifest"
+    printf "kubectl apply --filename=- <<'END'\n%s\nEND\n" "$manifest"
 else
     kubectl apply --filename=- <<<"$manifest"
 fi

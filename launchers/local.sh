@@ -14,7 +14,6 @@ if [ "${1:-}" = --dry_run ]; then
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 prepare_environment
-export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}" # no notes from TensorFlow on its start
 
 if [ $# -gt 0 ]; then
     run "$environment/bin/tfbio" "$@"

@@ -22,13 +22,15 @@ fi
 shift
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 prepare_environment
-export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"
 
 logs=runs/workers
-for argument in "$@"; do
-    case $argument in --workdir=*) logs=${argument#--workdir=}/workers ;; esac
+before=
+for argument in "$@"; do # a flag has one dash or two, and its value behind = or in the next word
+    case $argument in --workdir=* | -workdir=*) logs=${argument#*=}/workers ;; esac
+    case $before in --workdir | -workdir) logs=$argument/workers ;; esac
+    before=$argument
 done
-run mkdir -p "$logs"
+run mkdir -p -- "$logs"
 
 addresses=
 for ((i = 0; i < count; i++)); do

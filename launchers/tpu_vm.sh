@@ -28,7 +28,22 @@ if [ -z "$command" ]; then
 fi
 shift
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
-: "${NAME:?says what the TPU is called}" "${ZONE:?says in which zone the TPU is}"
+
+wanted=("NAME, what the TPU is called (tfbio)" "ZONE, where it is (us-west4-a)")
+case $command in
+create) wanted+=("ACCELERATOR, which TPU (v5litepod-8)" "VERSION, the machine's image (tpu-vm-tf-2.20.0-pjrt)") ;;
+run) wanted+=("VERSION, the machine's image, as it was made with (tpu-vm-tf-2.20.0-pjrt)") ;;
+esac
+missing=()
+for variable in "${wanted[@]}"; do
+    name=${variable%%,*}
+    [ -n "${!name:-}" ] || missing+=("$variable")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    printf 'Variables that %s needs, to be exported first:\n' "$command" >&2
+    printf '  %s\n' "${missing[@]}" >&2
+    exit 2
+fi
 
 tpu() { # VERB ARGUMENTS...
     run gcloud compute tpus tpu-vm "$@" "--zone=$ZONE"
@@ -40,8 +55,7 @@ on_first() { # a shell command
 
 case $command in
 create)
-    tpu create "$NAME" "--accelerator-type=${ACCELERATOR:?says which TPU, v5litepod-8 say}" \
-        "--version=${VERSION:?says which image, tpu-vm-tf-2.20.0-pjrt say}"
+    tpu create "$NAME" "--accelerator-type=$ACCELERATOR" "--version=$VERSION"
     ;;
 copy)
     archive=$(mktemp -d)/tfbio.tar.gz
@@ -52,7 +66,7 @@ copy)
         python3 -m venv --system-site-packages .venv && .venv/bin/pip install -q -e .'
     ;;
 run)
-    case ${VERSION:?says which image the TPU was made with} in
+    case $VERSION in
     *-pod*) settings="TPU_NAME=$NAME TPU_LOAD_LIBRARY=0" ;;
     *-pjrt*) settings='TPU_NAME=local NEXT_PLUGGABLE_DEVICE_USE_C_API=true TF_PLUGGABLE_DEVICE_LIBRARY_PATH=/lib/libtpu.so' ;;
     *) settings='TPU_NAME=local' ;;

@@ -8,8 +8,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras  # reads the log level when it is imported
 import pytest
+import tensorflow as tf
 
-import tfbio  # noqa: F401  imported for the next line
+import tfbio  # noqa: F401  imported for what follows
+
+# For tests of replicas. What names no device is on the first, as it would be on a single one.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
 
 gc.freeze()  # what was imported stays: a collection need not go through it, a quarter of a second each time
 
@@ -31,6 +37,12 @@ def float64(_clean_keras):
     """Models made in the test compute in float64."""
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
+
+
+@pytest.fixture(scope="session")
+def two_replicas():
+    """The one strategy of several replicas: those of a second one would meet under the same keys as these."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -48,6 +48,20 @@ def test_an_extra_is_added_and_serves_without_it_too(prepare):
     assert prepare("dev") == prepare() == (True, [])
 
 
+def test_a_folder_whose_name_pip_would_take_for_an_extra(tmp_path_factory, monkeypatch):
+    """pip reads `-e 'path [1]'` as an extra called 1."""
+    folder = tmp_path_factory.mktemp("clone") / "tfbio [1]"
+    (folder / "launchers").mkdir(parents=True)
+    shutil.copy(LAUNCHERS / "_environment.sh", folder / "launchers")
+    for name, text in {"setup.py": "", "pyproject.toml": "", "python": PYTHON}.items():
+        (folder / name).write_text(text)
+    (folder / "python").chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(folder / "python"), "RECORD": str(folder / "record")}
+    command = ["bash", "-ec", "source launchers/_environment.sh; prepare_environment dev"]
+    subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=60, check=True)
+    assert (folder / "record").read_text().splitlines()[-1] == "pip .[dev]"
+
+
 def test_a_changed_setup_is_installed(prepare, tmp_path):
     prepare()
     (tmp_path / "setup.py").write_text("# more")

@@ -111,16 +111,24 @@ def test_slurm_passes_everything_on():
     command = ["bash", str(LAUNCHERS / "slurm.sbatch"), "--dry_run", "train", "--gin_param=a=1"]
     output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert output.startswith("srun ") and "tfbio train --gin_param=a=1" in output and "multi_worker" in output
+    shown = subprocess.run([*command[:3], *AWKWARD], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert words(shown)[-len(AWKWARD) - 1 : -1] == AWKWARD  # a line that a shell takes as it is
     assert subprocess.run(command[:2], capture_output=True, timeout=60, check=False).returncode == 2
 
 
-AWKWARD = ["train", "--gin_file=a b.gin", """--gin_param=load.name="a\\\\b's & $(HOME) @NAME@ `x`\""""]
+AWKWARD = ["train", "-n", "", "--gin_file=a b.gin", """--gin_param=load.name="a\\\\b's & $(HOME) @NAME@ `x`\n[*]?\""""]
 RECORDER = """#!/usr/bin/env bash
 printf '%s\\0' "$(basename "$0")" "$@" >>"$RECORD"
 printf '\\0' >>"$RECORD"
 if [ "${!#}" = --filename=- ]; then cat >"$RECORD.manifest"; fi
 for word; do case $word in *.tar.gz) tar -tzf "$word" >"$RECORD.files" ;; esac; done
 """
+
+
+def words(line):
+    """What a shell makes of a line."""
+    command = ["bash", "-c", f"printf '%s\\0' {line}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
 
 
 def launch(folder, launcher, *arguments, **environment):
@@ -144,9 +152,9 @@ def test_kubernetes_tells_every_worker_of_the_others(folder):
     assert calls == [["kubectl", "apply", "--filename=-"]]
     manifest = (folder / "record.manifest").read_text()
     lines = {line.strip().partition(": ")[0]: line.partition(": ")[2] for line in manifest.splitlines()}
-    expected = {"completions": "3", "parallelism": "3", "nvidia.com/gpu": "8", "claimName": "disk"}
+    expected = {"completions": "3", "parallelism": "3", "nvidia.com/gpu": "8"}
     assert {name: lines[name] for name in expected} == expected
-    assert lines["image"] == '"reg/im&ge:1"'
+    assert lines["image"] == '"reg/im&ge:1"' and lines["claimName"] == '"disk"'
     arguments = [argument.replace("$$(", "$(") for argument in json.loads(lines["args"])]
     assert arguments == [*AWKWARD, '--gin_param=train.strategy="multi_worker"']
     assert "$$(HOME)" in lines["args"]  # or the cluster would fill it in
@@ -154,7 +162,7 @@ def test_kubernetes_tells_every_worker_of_the_others(folder):
     config = json.loads(config.partition("value: ")[2].strip("'").replace("$(INDEX)", "1"))
     assert config["cluster"] == {"worker": [f"digits-{index}.digits:22222" for index in range(3)]}
     assert config["task"] == {"type": "worker", "index": 1}
-    assert lines["subdomain"].startswith("digits ") and manifest.count(" name: digits\n") == 2
+    assert lines["subdomain"].startswith('"digits" ') and manifest.count(' name: "digits"\n') == 2
     assert "@" not in manifest.replace("@NAME@ `x`", "").replace("@…@", "")
 
 
@@ -196,13 +204,7 @@ def test_one_program_drives_a_whole_slice(folder, version, settings):
         assert f" {setting} " in call[7]
     assert ("TPU_LOAD_LIBRARY" in call[7]) == ("-pod" in version)
     # What the machine's shell makes of the command is what was given here.
-    words = subprocess.run(
-        ["bash", "-c", "printf '%s\\0' " + call[7].partition(".venv/bin/tfbio ")[2]],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split("\0")[:-1]
-    assert words == [*AWKWARD, '--gin_param=train.strategy="tpu"']
+    assert words(call[7].partition(".venv/bin/tfbio ")[2]) == [*AWKWARD, '--gin_param=train.strategy="tpu"']
 
 
 @pytest.mark.parametrize(
@@ -239,7 +241,60 @@ def test_wrong_calls_of_clusters(folder, launcher, arguments):
     assert done.returncode == 2 and f"bash launchers/{launcher}" in done.stderr and not calls
 
 
-def test_a_tpu_without_a_name_is_refused(folder):
-    environment = {name: "" for name in ("NAME", "ZONE")}
-    done, calls = launch(folder, "tpu_vm.sh", "delete", **environment)
-    assert done.returncode and "NAME" in done.stderr and not calls
+@pytest.mark.parametrize("dry", [(), ("--dry_run",)])
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["create"], ["NAME", "ZONE", "ACCELERATOR", "VERSION"]),
+        (["copy"], ["NAME", "ZONE"]),
+        (["run", "train"], ["NAME", "ZONE", "VERSION"]),
+        (["delete"], ["NAME", "ZONE"]),
+    ],
+)
+def test_all_variables_that_a_tpu_needs_are_listed(folder, dry, arguments, wanted):
+    unset = dict.fromkeys(("NAME", "ZONE", "ACCELERATOR", "VERSION"), "")
+    done, calls = launch(folder, "tpu_vm.sh", *dry, *arguments, **unset)
+    assert done.returncode == 2 and not calls
+    assert [line.split(",")[0].strip() for line in done.stderr.splitlines()[1:]] == wanted
+    done, calls = launch(folder, "tpu_vm.sh", *dry, *arguments, **{**unset, "NAME": "t"})
+    assert [line.split(",")[0].strip() for line in done.stderr.splitlines()[1:]] == wanted[1:] and not calls
+
+
+@pytest.mark.parametrize("variables", [{"NAME": "My_run"}, {"NAME": "1a"}, {"NAME": "a" * 53}, {"GPUS": "two"}])
+def test_names_that_a_cluster_does_not_take(folder, variables):
+    done, calls = launch(folder, "kubernetes.sh", "2", "image", "train", **variables)
+    assert done.returncode == 2 and f"received '{variables.get('NAME', 'tfbio')}'" in done.stderr and not calls
+
+
+@pytest.mark.parametrize(
+    ("launcher", "arguments"),
+    [
+        ("local.sh", []),
+        ("local.sh", ["train", "--workdir=w"]),
+        ("test.sh", ["tests/rules", "-x"]),
+        ("multi_worker.sh", ["2", "train", "--workdir=w"]),
+        ("kubernetes.sh", ["2", "image", "train"]),
+        ("slurm.sbatch", ["train", "--workdir=w"]),
+        ("tpu_vm.sh", ["run", "train"]),
+    ],
+)
+def test_every_launcher_takes_dry_run_first_and_makes_nothing(tmp_path, launcher, arguments):
+    """With the real environment, which is neither there nor made."""
+    shutil.copytree(LAUNCHERS, tmp_path / "launchers")
+    for name in ("setup.py", "pyproject.toml"):
+        (tmp_path / name).write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    environment = {"NAME": "t", "ZONE": "z", "VERSION": "v", "PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
+    command = ["bash", f"launchers/{launcher}", "--dry_run", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (arguments or ["tfbio study"])[-1] in done.stdout and "dry_run" not in done.stdout
+
+
+@pytest.mark.parametrize("flag", [["--workdir", "w d"], ["-workdir=w d"], ["-workdir", "w d"], ["--workdir=w d"]])
+def test_logs_of_workers_are_in_the_work_directory(folder, flag):
+    process = start(folder, "2", "train", *flag)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert (folder / "w d" / "workers" / "worker-1.log").exists() and not (folder / "runs").exists()

@@ -1,13 +1,10 @@
 """This literature's update rules against NumPy, in `Trainer`, `Learner` and gin, and on two replicas."""
 
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers as L
-from processes import output_of
 
 import tfbio
 from tfbio import optimizers
@@ -125,5 +122,18 @@ def test_trainer_and_learner_agree(name):
     assert all(np.any(a != b) for a, b in zip(first, weights[0], strict=True))
 
 
-def test_two_replicas_equal_one():
-    assert "replicas agree" in output_of(Path(__file__).with_name("replicated_optimizers.py"))
+@pytest.mark.parametrize("name", ALL)
+def test_two_replicas_equal_one(name, two_replicas):
+    weights, data = [], tf.data.Dataset.from_tensor_slices(problem()).batch(4)
+    for strategy in (tf.distribute.get_strategy(), two_replicas):
+        with strategy.scope():
+            keras.utils.set_random_seed(3)
+            model, optimizer = network(), make(name)
+        trainer = tfbio.Trainer(model, "bp", optimizer, strategy=strategy, jit_compile=False)
+        trainer.fit(data, epochs=3, verbose=False)
+        weights.append([*model.get_weights(), *(v.numpy() for v in optimizer.variables)])
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    for variable in model.variables:
+        first, second = (value.numpy() for value in two_replicas.experimental_local_results(variable.value))
+        np.testing.assert_array_equal(first, second)

@@ -9,6 +9,9 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tfbio.backend import check_backend
+
+check_backend()
 if TYPE_CHECKING or "keras" in sys.modules:
     from tfbio import data, feedback, layers, losses, models, optimizers, rules, schedules
     from tfbio.network import inverse, stages, with_feedback

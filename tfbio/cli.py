@@ -15,6 +15,7 @@ from absl import flags
 
 from tfbio import __version__
 from tfbio.files import is_remote
+from tfbio.startup import import_tensorflow
 
 __all__ = ["main"]
 
@@ -61,6 +62,7 @@ def _need(value: object, flag: str) -> None:
 
 def _train(_: Sequence[str]) -> None:
     _need(FLAGS.gin_file, "--gin_file")
+    import_tensorflow()
     from tfbio.experiments import config
 
     workdir = _workdir()
@@ -74,6 +76,7 @@ def _train(_: Sequence[str]) -> None:
 
 def _evaluate(_: Sequence[str]) -> None:
     _need(FLAGS.workdir, "--workdir")
+    import_tensorflow()
     from tfbio.experiments import config
 
     for name, value in config.run_evaluate(FLAGS.workdir, _params(), FLAGS.split, FLAGS.best).items():
@@ -82,6 +85,7 @@ def _evaluate(_: Sequence[str]) -> None:
 
 def _export(_: Sequence[str]) -> None:
     _need(FLAGS.workdir, "--workdir")
+    import_tensorflow()
     from tfbio.experiments import config
 
     for path in config.run_export(FLAGS.workdir, _params(), FLAGS.preprocessing, FLAGS.best):
@@ -90,6 +94,7 @@ def _export(_: Sequence[str]) -> None:
 
 def _study(_: Sequence[str]) -> None:
     _need(FLAGS.gin_file, "--gin_file")
+    import_tensorflow()
     from tfbio.experiments import config
 
     config.run_study(FLAGS.gin_file, _params(), _workdir(), FLAGS.processes)

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 from etils.epath import Path
 
+from tfbio.files import check_no_pattern
 from tfbio.layers import plain
 from tfbio.losses import KerasLoss, Loss, MeanSquaredError, SigmoidCrossEntropy, SoftmaxCrossEntropy
 
@@ -57,7 +58,11 @@ def export(model: keras.Model, directory: str) -> tuple[str, str]:
 
     Returns:
         The paths of the two.
+
+    Raises:
+        ValueError: TensorFlow would read the path as a pattern, and could not load the SavedModel.
     """
+    check_no_pattern("directory", directory)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     plain(model).save(folder / "model.keras")

@@ -7,12 +7,34 @@ from typing import Any
 
 from etils.epath import Path
 
-__all__ = ["append_line", "is_remote", "keep_lines", "read_lines", "write_json", "write_whole"]
+__all__ = ["append_line", "check_no_pattern", "is_remote", "keep_lines", "read_lines", "write_json", "write_whole"]
 
 
 def is_remote(path: str | os.PathLike) -> bool:
     """Whether a path names a file system (`gs://…`): there is no folder that it is relative to."""
     return "://" in os.fspath(path)
+
+
+#: TensorFlow reads these in a checkpoint's path as a pattern of names, or as what takes a pattern's meaning away.
+_PATTERN = "[]*?\\"
+
+
+def check_no_pattern(argument: str, path: str | os.PathLike) -> None:
+    """Refuses a folder whose checkpoints TensorFlow can't read, or takes for those of another folder.
+
+    Args:
+        argument: what the folder is called, for the error.
+        path: the folder; a relative one is one of the current folder.
+
+    Raises:
+        ValueError: there is one of `[ ] * ?` or a backslash in the absolute path.
+    """
+    whole = os.fspath(path) if is_remote(path) else os.path.abspath(path)
+    if set(whole) & (set(_PATTERN) - {os.sep}):
+        raise ValueError(
+            f"Invalid value for `{argument}`: expected a path without {' '.join(_PATTERN)}, which TensorFlow reads as "
+            f"a pattern of names, received {whole!r}. Choose another folder, or rename this one."
+        )
 
 
 def write_whole(path: Path, text: str) -> None:

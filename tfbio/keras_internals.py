@@ -11,6 +11,7 @@ from keras.src.trainers.compile_utils import CompileMetrics
 from keras.src.utils.python_utils import pythonify_logs
 
 __all__ = [
+    "all_layers",
     "attributes",
     "CompileMetrics",
     "apply_reduced",
@@ -25,6 +26,7 @@ __all__ = [
     "is_rematerialized",
     "learning_rate_schedule",
     "loss_arguments",
+    "made_by",
     "managed_variables",
     "mask",
     "optimizer_of",
@@ -38,6 +40,17 @@ __all__ = [
 def children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """The layers that a layer holds itself, in the order in which it was given them."""
     return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def all_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The model and all layers within it, at all depths, each once."""
+    return model._flatten_layers()
+
+
+def made_by(tensor: Any) -> tuple[Any, Any, int]:
+    """`(layer, node, number)`: the call that made a symbolic tensor, and which of its outputs the tensor is."""
+    history = tensor._keras_history
+    return history.operation, history.operation._inbound_nodes[history.node_index], history.tensor_index
 
 
 def is_functional(model: Any) -> bool:

@@ -159,6 +159,11 @@ def test_from_arrays_takes_any_types_and_shapes():
     np.testing.assert_array_equal(inputs, targets)
 
 
+def test_labels_that_are_true_or_false_are_classes():
+    ((_, labels),) = from_arrays(np.zeros((3, 2)), [True, False, True], 3, shuffle=False)
+    assert labels.dtype == tf.int32 and [*labels.numpy()] == [1, 0, 1]
+
+
 def test_dataset_under_a_strategy():
     """The counter of passes must not become one of the strategy's variables."""
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
@@ -196,6 +201,10 @@ def test_keras_fit_goes_through_the_epochs():
         (np.zeros((3, 2)), np.zeros(4), {}, "as many labels as images"),
         (np.zeros((0, 2)), np.zeros(0), {}, "at least one"),
         (np.float32(1), np.zeros(1), {}, "as many labels as images"),
+        (np.zeros((2, 2)), ["cat", "dog"], {}, "`labels`: expected numbers, received str.*np.unique"),
+        (np.zeros((2, 2)), np.array([b"1", b"2"]), {}, "`labels`: expected numbers, received bytes"),
+        (np.zeros((2, 2)), np.array([1, None]), {}, "`labels`: expected numbers, received int in an array of object"),
+        ([["a"], ["b"]], np.zeros(2), {}, "`images`: expected numbers, received str"),
         (np.zeros((3, 2)), np.zeros(3), {"batch_size": 0}, "`batch_size`: expected a positive"),
         (np.zeros((3, 2)), np.zeros(3), {"batch_size": 4, "drop_remainder": True}, "no batch would be left"),
         (np.zeros((3, 2)), np.zeros(3), {"augmentation": "flip"}, "not images"),

@@ -1,7 +1,8 @@
-"""Every gin file parses and builds, each rule and each folder's network takes a step; bad files are refused."""
+"""Every gin file parses and builds, each rule takes a step as a run does; bad files are refused."""
 
 import gc
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -44,17 +45,11 @@ PHOTOGRAPHS = ("imagenet2012", "imagenette")
 LARGE = [file for file in COMPLETE if any(name in file for name in (*PHOTOGRAPHS, "cifar10/lc"))]
 
 
-def a_few():
-    """Of the files that are not large, one for each name (which names the rule) and one for each folder."""
-    small = sorted(set(COMPLETE) - set(LARGE), key=lambda file: ("mnist/fc" not in file, "bp.gin" not in file, file))
-    names, folders = {}, {}
-    for file in small:
-        names.setdefault(Path(file).name, file)
-        folders.setdefault(Path(file).parent, file)
-    return sorted({*names.values(), *folders.values()})
-
-
-TRAINED = a_few()
+SMALL = sorted(set(COMPLETE) - set(LARGE), key=lambda file: ("mnist/fc" not in file, file))
+#: A file for each class of rules, and for rules whose variables take turns; tests/stress/test_gin_files.py has all.
+TRAINED = {RULES["fa"]: "quickstart.gin"}
+TRAINED |= {rule_of(file): file for file in reversed(SMALL) if file != "quickstart.gin"}
+TRAINED["alternating"] = next(file for file in SMALL if "alternating" in file)
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 TESTS = itertools.count(1)
 
@@ -67,16 +62,23 @@ def _little_is_kept():
         gc.collect()
 
 
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A folder with two small photographs of each split."""
+    root = tmp_path_factory.mktemp("photographs")
+    for split, label in itertools.product(("train", "test"), "ab"):
+        (root / split / label).mkdir(parents=True)
+        keras.utils.save_img(root / split / label / "1.png", np.full((40, 50, 3), ord(label)), scale=False)
+    return root
+
+
 @pytest.fixture
-def tiny_data(monkeypatch, tmp_path):
+def tiny_data(monkeypatch, photographs):
     """Replaces what is read from disk by six images of the same shape, photographs by two."""
 
     def load(name, split, data_dir):
         if name in PHOTOGRAPHS:
-            for label in "ab":
-                (tmp_path / split / label).mkdir(parents=True)
-                keras.utils.save_img(tmp_path / split / label / "1.png", np.full((40, 50, 3), ord(label)), scale=False)
-            return image_files.read(str(tmp_path), split)
+            return image_files.read(str(photographs), split)
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (6, *SHAPES[name]), np.uint8)
         return original(images, np.arange(6, dtype=np.int32), 10, None)
@@ -112,20 +114,42 @@ def is_as_called(file, description):
         assert own["learning_rate"] != other["learning_rate"]
 
 
-@pytest.mark.parametrize("file", TRAINED)
-def test_runs_take_a_step(file, tiny_data, tmp_path):
-    params = ["train.epochs=1", "train.jit_compile=False", "train.alignment=False", "train.batch_size=6"]
-    result = config.run_train([file], params, str(tmp_path), quiet=True)
+def takes_a_step(file, folder, params=()):
+    steps = ["train.epochs=1", "train.jit_compile=False", "train.alignment=False", "train.batch_size=6"]
+    result = config.run_train([file], [*steps, *params], str(folder), quiet=True)
     assert result["steps"] == 1 and np.isfinite(result["final"]["train_loss"])
     assert result["labels"]["rule"] == (rule_of(file) or "FeedbackAlignment")
     # What was asked for, in full, can be parsed again and is the same run.
-    config.parse([str(tmp_path / "config.gin")], [])
-    is_as_called(file, BuiltRun(config.load_run()).describe())
-    assert "train.epochs = 1" in (tmp_path / "operative_config.gin").read_text()
+    config.parse([str(folder / "config.gin")], [])
+    described = BuiltRun(config.load_run()).describe()
+    is_as_called(file, described)
+    assert described == json.loads((folder / "run.json").read_text())
+    assert "train.epochs = 1" in (folder / "operative_config.gin").read_text()
 
 
-@pytest.mark.parametrize("file", [file for file in COMPLETE if file not in TRAINED])
-def test_every_other_run_is_built(file, tiny_data, monkeypatch):
+@pytest.mark.parametrize("file", TRAINED.values(), ids=TRAINED)
+def test_runs_take_a_step(file, tiny_data, tmp_path):
+    """On a network of four stages, which all these rules take."""
+    takes_a_step(file, tmp_path, ["train.model=@fully_connected", "fully_connected.units=(6, 5, 4)"])
+
+
+KEPT = {}
+
+
+def kept(name, function):
+    """The function, called again only if its configuration or its arguments are others than those of the last call."""
+
+    def call(**arguments):
+        key = (gin.get_bindings(name), arguments, keras.config.dtype_policy().name, dict(SHAPES))
+        if name not in KEPT or KEPT[name][0] != key:
+            KEPT[name] = key, function(**arguments)
+        return KEPT[name][1]
+
+    return call
+
+
+@pytest.mark.parametrize("file", COMPLETE)
+def test_every_run_is_built(file, tiny_data, monkeypatch):
     """The large ones for smaller images: the networks have a fraction of their weights then."""
     if file in LARGE:
         monkeypatch.setitem(SHAPES, "cifar10", (12, 12, 3))
@@ -135,9 +159,13 @@ def test_every_other_run_is_built(file, tiny_data, monkeypatch):
         *["SIZE = 64"] * any(name in file for name in PHOTOGRAPHS),
     ]
     config.parse([file], params)
-    built = BuiltRun(config.load_run())
+    run = config.load_run()
+    trained = file.endswith(("cifar10/lc/dtp_parallel.gin", "cifar10/lc/ao_sdtp_alternating.gin"))
+    if not trained:
+        run.load, run.model = kept("load", run.load), kept(run.model.__name__, run.model)
+    built = BuiltRun(run)
     is_as_called(file, built.describe())
-    if file.endswith(("cifar10/lc/dtp_parallel.gin", "cifar10/lc/ao_sdtp_alternating.gin")):
+    if trained:
         variables = [*built.trainer.model.trainable_variables, *built.trainer.rule.feedback_variables]
         before = [variable.numpy() for variable in variables]
         built.trainer.fit(built.train_data, epochs=2, steps_per_epoch=1, verbose=False)  # an epoch for each turn
@@ -203,7 +231,8 @@ def test_what_a_cluster_or_a_tpu_trained_is_evaluated_and_exported_without(strat
         params = [f"train.strategy = {named!r}"]
         assert config._recorded_run(str(tmp_path), params).strategy == named
     monkeypatch.setattr(strategies, "_tpu", lambda address: None)
-    monkeypatch.setenv(where, "there is one")
+    cluster = '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}'
+    monkeypatch.setenv(where, cluster if where == "TF_CONFIG" else "there is one")
     assert config._recorded_run(str(tmp_path), []).strategy == strategy
 
 

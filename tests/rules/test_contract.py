@@ -1,5 +1,7 @@
 """What every rule must keep: linearity in the weights, shards that sum to the whole, and clear refusals."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -70,14 +72,26 @@ def built(make, model, loss="softmax_cross_entropy"):
     return rule
 
 
+@functools.cache
+def shared(make, regularizer=None):
+    """A built rule in float64 for tests that change nothing of it, or put it back."""
+    assert keras.config.floatx() == "float64"
+    keras.utils.set_random_seed(0)
+    return built(make, network(regularizer))
+
+
 def gradients(rule, x, y, weights=None):
     return [np.asarray(gradient) for gradient in rule.compute(x, y, weights).forward]
 
 
 def everything(rule, x, y, weights=None):
     """Feedback's updates too."""
+    return with_loss(rule, x, y, weights)[0]
+
+
+def with_loss(rule, x, y, weights=None):
     update = rule.compute(x, y, weights)
-    return [tf.convert_to_tensor(gradient) for gradient in (*update.forward, *update.feedback)]
+    return [tf.convert_to_tensor(gradient) for gradient in (*update.forward, *update.feedback)], update.loss
 
 
 def assert_close(actual, expected, rtol=1e-10):
@@ -87,9 +101,8 @@ def assert_close(actual, expected, rtol=1e-10):
 
 @ALL
 def test_an_update_has_one_gradient_a_variable(make, float64):
-    model = network("l2")
-    rule = built(make, model)
-    update = rule.compute(X, Y)
+    rule = shared(make, "l2")
+    model, update = rule.model, rule.compute(X, Y)
     assert [id(v) for v in rule.forward_variables] == [id(v) for v in model.trainable_variables]
     for gradient, variable in zip(update.forward, rule.forward_variables, strict=True):
         assert tf.is_tensor(gradient) and gradient.shape == variable.shape and gradient.dtype == variable.dtype
@@ -109,11 +122,10 @@ def test_an_update_has_one_gradient_a_variable(make, float64):
 @ALL
 @pytest.mark.parametrize("regularizer", [None, "l2"])
 def test_updates_are_linear_in_the_weights(make, regularizer, float64):
-    rule = built(make, network(regularizer))
+    rule = shared(make, regularizer)
     a, b = WEIGHTS, WEIGHTS[::-1] ** 2
-    total = [2 * u + 3 * v for u, v in zip(everything(rule, X, Y, a), everything(rule, X, Y, b), strict=True)]
-    assert_close(everything(rule, X, Y, 2 * a + 3 * b), total, 1e-9)
-    losses = [float(rule.compute(X, Y, w).loss) for w in (a, b, 2 * a + 3 * b)]
+    updates, losses = zip(*(with_loss(rule, X, Y, weights) for weights in (a, b, 2 * a + 3 * b)), strict=True)
+    assert_close(updates[2], [2 * u + 3 * v for u, v in zip(*updates[:2], strict=True)], 1e-9)
     np.testing.assert_allclose(2 * losses[0] + 3 * losses[1], losses[2], rtol=1e-9)
 
 
@@ -143,26 +155,26 @@ def test_an_embedding_learns_without_the_kernels_above(name, float64):
 
 @ALL
 def test_no_weights_means_the_mean(make, float64):
-    rule = built(make, network("l2"))
-    assert_close(everything(rule, X, Y), everything(rule, X, Y, np.full(6, 1 / 6)), 1e-6)  # the default is in float32
-    assert float(rule.compute(X, Y).loss) == pytest.approx(float(rule.compute(X, Y, np.full(6, 1 / 6)).loss), rel=1e-6)
+    rule = shared(make, "l2")
+    (default, loss), (expected, mean) = (with_loss(rule, X, Y, weights) for weights in (None, np.full(6, 1 / 6)))
+    assert_close(default, expected, 1e-6)  # the default is in float32
+    assert float(loss) == pytest.approx(float(mean), rel=1e-6)
 
 
 @ALL
 @pytest.mark.parametrize("cut", [3, 1])
 def test_shards_with_global_weights_sum_to_the_whole(make, cut, float64):
-    rule = built(make, network("l2"))
+    rule = shared(make, "l2")
     weights = np.full(6, 1 / 6)
-    halves = (slice(cut), slice(cut, None))
-    summed = [sum(parts) for parts in zip(*(everything(rule, X[s], Y[s], weights[s]) for s in halves), strict=True)]
-    assert_close(summed, everything(rule, X, Y, weights))
-    losses = [rule.compute(X[s], Y[s], weights[s]).loss for s in halves]
-    np.testing.assert_allclose(sum(losses), rule.compute(X, Y, weights).loss, rtol=1e-10)
+    shards = (slice(cut), slice(cut, None), slice(None))
+    (*parts, whole), (*losses, loss) = zip(*(with_loss(rule, X[s], Y[s], weights[s]) for s in shards), strict=True)
+    assert_close([sum(gradients) for gradients in zip(*parts, strict=True)], whole)
+    np.testing.assert_allclose(sum(losses), loss, rtol=1e-10)
 
 
 @ALL
 def test_examples_of_weight_zero_do_not_matter(make, float64):
-    rule = built(make, network("l2"))
+    rule = shared(make, "l2")
     padded = np.concatenate([X[:4], 100 * X[4:]])
     weights = np.array([0.25] * 4 + [0.0] * 2)
     assert_close(everything(rule, padded, Y, weights), everything(rule, X[:4], Y[:4], weights[:4]))
@@ -170,10 +182,10 @@ def test_examples_of_weight_zero_do_not_matter(make, float64):
 
 @ALL
 def test_regularizers_add_their_own_gradient(make, float64):
-    plain, decayed = network(), network(keras.regularizers.L2(0.1))
+    rule, decayed = shared(make), network(keras.regularizers.L2(0.1))
+    plain, weights = rule.model, WEIGHTS / 2
     decayed.set_weights(plain.get_weights())
-    weights = WEIGHTS / 2
-    rule, other = built(make, plain), built(make, decayed)
+    other = built(make, decayed)
     expected = [
         gradient + regularized * 2 * 0.1 * weights.sum() * np.asarray(variable)
         for gradient, variable, regularized in zip(
@@ -227,48 +239,63 @@ def test_running_statistics_move_as_keras_moves_them(make, float64):
 
 
 @ALL
-def test_compute_writes_nothing_else(make):
-    model = network("l2")
-    rule = built(make, model)
-    before = [v.numpy() for v in [*model.variables, *rule.variables]]
+def test_compute_writes_nothing_else(make, float64):
+    rule = shared(make, "l2")
+    variables = [*rule.model.variables, *rule.variables, rule.step]
+    before = [v.numpy() for v in variables]
     rule.compute(X, Y)
-    for value, variable in zip(before, [*model.variables, *rule.variables], strict=True):
+    for value, variable in zip(before, variables, strict=True):
         np.testing.assert_array_equal(variable, value)
 
 
 @ALL
 def test_frozen_layers_still_carry_the_signal(make, float64):
-    model = network()
-    rule = built(make, model)
-    expected = gradients(rule, X, Y)
+    rule = shared(make)
+    model, expected = rule.model, gradients(rule, X, Y)
     model.layers[2].trainable = False  # the hidden dense layer
-    update = rule.compute(X, Y)
-    assert [id(v) for v in rule.forward_variables] == [
-        id(v) for v in [*model.layers[0].weights, *model.layers[3].weights]
-    ]
-    assert_close([gradient for gradient in update.forward], expected[:2] + expected[4:])
+    try:
+        update = rule.compute(X, Y)
+        assert [id(v) for v in rule.forward_variables] == [
+            id(v) for v in [*model.layers[0].weights, *model.layers[3].weights]
+        ]
+    finally:
+        model.layers[2].trainable = True
+    assert_close(update.forward, expected[:2] + expected[4:])
 
 
-@ALL
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+# XLA takes a second for each: here one rule of a kind, all of them in tests/stress/test_every_rule.py.
+COMPILED = ("bp", "fa", "brsf", "wm", "dfa regenerated", "dtp", "ao_sdtp", "ldrl", "ddtp")
+PROGRAMS = {f"graph-{name}": (make, False) for name, make in RULES.items()}
+PROGRAMS |= {f"xla-{name}": (RULES[name], True) for name in COMPILED}
+
+
+@pytest.mark.parametrize(("make", "jit_compile"), PROGRAMS.values(), ids=PROGRAMS)
 def test_graphs_and_xla_equal_eager(make, jit_compile, float64):
-    rule = built(make, network("l2"))
+    rule = shared(make, "l2")
 
-    @tf.function(jit_compile=jit_compile)
+    @tf.function(jit_compile=jit_compile, autograph=False)
     def compiled(x, y, weights):
         return everything(rule, x, y, weights)
 
     assert_close(compiled(X, Y, WEIGHTS), everything(rule, X, Y, WEIGHTS), 1e-9)
 
 
+@functools.cache
+def in_float32(make):
+    """A rule and its update."""
+    assert keras.config.dtype_policy().name == "float32"
+    keras.utils.set_random_seed(0)
+    rule = built(make, network("l2"))
+    return rule, everything(rule, X.astype("float32"), Y)
+
+
 @ALL
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_is_near_float32(make, policy):
-    expected = network("l2")
-    reference = built(make, expected)
+    reference, others = in_float32(make)
     keras.config.set_dtype_policy(policy)
     model = network("l2")
-    model.set_weights(expected.get_weights())
+    model.set_weights(reference.model.get_weights())
     rule = built(make, model)
     for ours, theirs in zip(rule.variables, reference.variables, strict=True):
         assert ours.dtype == theirs.dtype
@@ -276,11 +303,7 @@ def test_mixed_precision_is_near_float32(make, policy):
     update = rule.compute(X.astype("float32"), Y)
     assert update.loss.dtype == tf.float32 and update.outputs.dtype == model.compute_dtype
     epsilon = 2.0**-8 if policy == "mixed_bfloat16" else 2.0**-11
-    for gradient, variable, other in zip(
-        [*update.forward, *update.feedback],
-        [*rule.forward_variables, *rule.feedback_variables],
-        everything(reference, X.astype("float32"), Y),
-        strict=True,
-    ):
+    variables = [*rule.forward_variables, *rule.feedback_variables]
+    for gradient, variable, other in zip([*update.forward, *update.feedback], variables, others, strict=True):
         assert gradient.dtype == variable.dtype == "float32"
         assert np.linalg.norm(gradient - other) < 10 * epsilon * np.linalg.norm(other)

@@ -112,7 +112,6 @@ def stopped(batch: int, logs: dict) -> None:
 def metrics(folder: str) -> None:
     expected = figures(ONE)
     for found in (
-        figures(TWO),
         figures(TWO, folder),
         figures(TWO, accumulation_steps=2),
         figures(ONE, accumulation_steps=3),

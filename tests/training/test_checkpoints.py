@@ -1,5 +1,6 @@
 """A run that was stopped anywhere and resumed is, bit for bit, the run that never stopped."""
 
+import functools
 import logging
 import os
 import signal
@@ -38,9 +39,11 @@ def make(rule, seed, jit_compile=False, **options):
     )
 
 
-def data():
+@functools.cache
+def data(examples=52):
+    """A function of epoch and position, so that one serves all trainers; the last batch is not full."""
     rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (52, 8, 8, 1), np.uint8), rng.integers(0, 3, 52)
+    images, labels = rng.integers(0, 256, (examples, 8, 8, 1), np.uint8), rng.integers(0, 3, examples)
     return tfbio.data.from_arrays(images, labels, 8, seed=4, augmentation="flip_crop")
 
 
@@ -62,36 +65,55 @@ class StopAt(keras.callbacks.Callback):
             os.kill(os.getpid(), self._number)
 
 
+@pytest.mark.parametrize(("rule", "stop"), [("bp", 1), (AO_SDTP, 11)], ids=["bp", "ao_sdtp"])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, rule, stop):
+    whole = make(rule, 1)
+    expected = whole.fit(data(), epochs=3, verbose=False).history
+    first = make(rule, 1, steps_per_loop=1)
+    with pytest.raises(TrainingInterrupted) as caught:
+        options = {"checkpoints": Checkpoints(str(tmp_path)), "callbacks": [StopAt(first, stop)]}
+        first.fit(data(), epochs=3, verbose=False, **options)
+    assert caught.value.signal_number == signal.SIGTERM
+    assert_resumes(tmp_path, rule, stop, whole, expected)
+
+
+def leave_oldest(checkpoints):
+    """As if the run had been killed before it wrote the others."""
+    for path in checkpoints.paths()[1:]:
+        for file in path.parent.glob(f"{path.name}.*"):
+            file.unlink()
+
+
+# One of each kind of rule, and of what is random in one; tests/stress/resume.py has all of them, compiled and not.
 @pytest.mark.parametrize(
     ("rule", "stop", "jit_compile"),
     [
-        ("bp", 1, False),
         ("fa", 5, True),
-        ("dfa", 13, True),
         ("dfa_regenerated", 4, True),
         ("brsf", 9, False),
         ("kp", 10, False),
         ({"class_name": "wm", "config": {"interval": 3}}, 8, False),
-        ("dtp", 8, False),
         ("sdtp", 13, True),
-        ("tp", 3, False),
-        (AO_SDTP, 11, False),
         ("ddtp", 11, False),
         (LDRL, 11, False),
     ],
+    ids=["fa", "dfa_regenerated", "brsf", "kp", "wm", "sdtp", "ddtp", "ldrl"],
 )
 def test_resumed_equals_uninterrupted(tmp_path, rule, stop, jit_compile):
+    """From the checkpoint of a step that the whole run left on its way."""
     whole = make(rule, 1, jit_compile)
-    expected = whole.fit(data(), epochs=3, verbose=False).history
+    saving = Checkpoints(str(tmp_path), every_steps=stop, keep=99)
+    examples = 48 if jit_compile else 52  # XLA compiles each size of a batch
+    expected = whole.fit(data(examples), epochs=3, checkpoints=saving, verbose=False).history
+    leave_oldest(saving)
+    assert_resumes(tmp_path, rule, stop, whole, expected, jit_compile, examples)
 
-    checkpoints = Checkpoints(str(tmp_path))
-    first = make(rule, 1, jit_compile, steps_per_loop=1)
-    with pytest.raises(TrainingInterrupted) as caught:
-        first.fit(data(), epochs=3, checkpoints=checkpoints, callbacks=[StopAt(first, stop)], verbose=False)
-    assert caught.value.signal_number == signal.SIGTERM
+
+def assert_resumes(folder, rule, stop, whole, expected, jit_compile=False, examples=52):
+    """Another trainer, that goes on from the checkpoint of step `stop`, ends where `whole` did, with its figures."""
     second = make(rule, 99, jit_compile)  # other weights, other feedback: all must come from the checkpoint
-    assert second.restore(Checkpoints(str(tmp_path))) == stop
-    history = second.fit(data(), epochs=3, checkpoints=Checkpoints(str(tmp_path)), verbose=False).history
+    assert second.restore(Checkpoints(str(folder))) == stop
+    history = second.fit(data(examples), epochs=3, checkpoints=Checkpoints(str(folder)), verbose=False).history
     for a, b in zip(state(whole), state(second), strict=True):
         np.testing.assert_array_equal(a, b)
     assert history["loss"] == expected["loss"][-len(history["loss"]) :]  # the interrupted epoch's average too
@@ -106,13 +128,11 @@ def endless(epoch):
 
 @pytest.mark.parametrize("source", [data, lambda: endless], ids=["memory", "function"])
 def test_resumed_equals_uninterrupted_where_steps_end_an_epoch(tmp_path, source):
-    """In epochs of three steps, stopped within the second."""
+    """In epochs of three steps, gone on with within the second."""
     whole, second = make("bp", 1), make("bp", 99)
-    whole.fit(source(), epochs=3, steps_per_epoch=3, verbose=False)
-    first = make("bp", 1, steps_per_loop=1)
-    with pytest.raises(TrainingInterrupted):
-        options = {"checkpoints": Checkpoints(str(tmp_path)), "callbacks": [StopAt(first, 5)]}
-        first.fit(source(), epochs=3, steps_per_epoch=3, verbose=False, **options)
+    saving = Checkpoints(str(tmp_path), every_steps=5, keep=9)
+    whole.fit(source(), epochs=3, steps_per_epoch=3, checkpoints=saving, verbose=False)
+    leave_oldest(saving)
     assert second.restore(Checkpoints(str(tmp_path))) == 5
     second.fit(source(), epochs=3, steps_per_epoch=3, verbose=False)
     for a, b in zip(state(whole), state(second), strict=True):

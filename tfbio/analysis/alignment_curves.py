@@ -7,7 +7,7 @@ Layers go from dark to light, from the input to the output.
 
 from collections.abc import Sequence
 
-from tfbio.analysis.pictures import curve, draw, png
+from tfbio.analysis.pictures import curve, draw, literal, png
 from tfbio.analysis.runs import Run
 
 __all__ = ["alignment_curves"]
@@ -52,7 +52,8 @@ def alignment_curves(runs: Sequence[Run]) -> bytes | None:
         names = layers[kind]
         for number, layer in enumerate(names):
             colour = colormaps["viridis"](0.9 * number / max(1, len(names) - 1))
-            draw(axis, curve(runs, f"{kind}/{layer}"), (colour, ""), label=layer.partition("/")[2] or layer)
+            label = literal(layer.partition("/")[2] or layer)
+            draw(axis, curve(runs, f"{kind}/{layer}"), (colour, ""), label=label)
         axis.set_ylabel(_PANELS.get(kind, kind), fontsize=8)
         axis.grid(alpha=0.25)
         if kind.endswith("angle"):

@@ -8,7 +8,7 @@ it. A rule has the same colour in every panel.
 import math
 from collections.abc import Sequence
 
-from tfbio.analysis.pictures import COLOURS, curve, draw, png
+from tfbio.analysis.pictures import COLOURS, curve, draw, literal, png
 from tfbio.analysis.runs import Run
 
 __all__ = ["learning_curves"]
@@ -51,11 +51,13 @@ def learning_curves(runs: Sequence[Run]) -> bytes | None:
     for i, (title, panel) in enumerate(panels.items()):
         row, column = len(heights) * (i // across), i % across
         held_out |= _draw_errors(axes[row, column], panel, looks)
-        axes[row, column].set_title(title, fontsize=10)
+        axes[row, column].set_title(literal(title), fontsize=10)
         if with_angle:
             _draw_angles(axes[row + 1, column], panel, looks)
     handles = [
-        Line2D([], [], color=colour, marker=marker, label=line) for line, (colour, marker) in looks.items() if line
+        Line2D([], [], color=colour, marker=marker, label=literal(line))
+        for line, (colour, marker) in looks.items()
+        if line
     ]
     handles.append(Line2D([], [], color="0.4", linestyle="--", label="training (running)"))
     handles += [Line2D([], [], color="0.4", label=name) for name in held_out]

@@ -7,7 +7,7 @@ from typing import Any
 
 from tfbio.analysis.runs import Run, estimate
 
-__all__ = ["COLOURS", "curve", "draw", "png"]
+__all__ = ["COLOURS", "curve", "draw", "literal", "png"]
 
 #: Okabe and Ito's, which colour-blind readers tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -55,6 +55,11 @@ def draw(axis: Any, points: tuple, look: tuple[str, str], linestyle: str = "-", 
         label=label,
     )
     axis.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def literal(text: str) -> str:
+    """What matplotlib shows as `text`: dollar signs of users begin no formula."""
+    return text.replace("$", r"\$")
 
 
 def png(figure: Any) -> bytes:

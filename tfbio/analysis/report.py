@@ -101,7 +101,8 @@ def markdown(rows: Sequence[Row]) -> str:
         The table; figures no row has make no column, nor do counts of failed and unfinished runs that are all zero.
     """
     columns = [column for column in _columns(rows) if column[1] not in ("failed", "unfinished") or any(column[3])]
-    lines = [[heading for heading, *_ in columns], ["---" if form is None else "---:" for _, _, form, _ in columns]]
+    lines = [[_cell(heading, None) for heading, *_ in columns]]
+    lines += [["---" if form is None else "---:" for _, _, form, _ in columns]]
     lines += [[_cell(values[i], form) for _, _, form, values in columns] for i in range(len(rows))]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -233,7 +234,7 @@ def _cell(value, form: str | None) -> str:
     if value is None:
         return ""
     if form is None:
-        return str(value).replace("|", "\\|")
+        return " ".join(str(value).split()).replace("|", "\\|")  # a table has a line for each row
     if isinstance(value, Estimate):
         mean = format(value.mean, form)
         return mean if value.half_width is None else f"{mean} ± {format(value.half_width, form)}"

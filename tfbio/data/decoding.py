@@ -1,8 +1,10 @@
 """From an encoded photograph to a uint8 image of a given size, in graph.
 
 JPEG is decoded and cropped in one operation, which spares the work on what is cropped away. What a file is follows from
-its bytes, not its name: PNG, GIF (its first frame) and BMP are decoded whole and cropped then; grey and CMYK pictures
-become RGB where three channels are asked for.
+its bytes, not its name: PNG, GIF (its first frame), BMP and WebP are decoded whole and cropped then; grey and CMYK
+pictures become RGB where three channels are asked for. BMP files with a palette are refused, unless it is the grey
+ramp, because TensorFlow takes the numbers of their colours for grey values. A camera's note on how it was held (EXIF)
+changes nothing.
 
 Which part of a picture is taken:
 
@@ -29,6 +31,9 @@ _AREAS = (0.08, 1.0)
 _PROPORTIONS = (3 / 4, 4 / 3)
 _CENTRAL = 224 / 256
 
+#: Bytes of a BMP file up to the end of a palette of 256 colours, behind the longest header that there is.
+_BMP_HEAD = 14 + 124 + 4 * 256
+
 
 def decode(
     encoded: tf.Tensor, shape: tuple[int, int, int], resizing: str, augmentation: str | None, draw: tf.Tensor
@@ -36,7 +41,7 @@ def decode(
     """Decodes one picture.
 
     Args:
-        encoded: the bytes of a JPEG, PNG, GIF or BMP file, a scalar string.
+        encoded: the bytes of a JPEG, PNG, GIF, BMP or WebP file, a scalar string.
         shape: height, width and channels of the result.
         resizing: one of `RESIZINGS`; without effect under a random crop.
         augmentation: one of `AUGMENTATIONS`, or None.
@@ -46,7 +51,8 @@ def decode(
         an image of that shape, uint8, resized bilinearly.
 
     Raises:
-        tf.errors.InvalidArgumentError: (as an operation's error) the bytes are no picture.
+        tf.errors.InvalidArgumentError: (as an operation's error) the bytes are no picture, or one with a palette that
+            TensorFlow does not look at.
     """
     augmentation = augmentation or ""
 
@@ -72,9 +78,33 @@ def _jpeg(encoded: tf.Tensor, channels: int, window: Callable[[tf.Tensor], tf.Te
 
 
 def _other(encoded: tf.Tensor, channels: int, window: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    is_bmp = tf.strings.substr(encoded, 0, 2) == b"BM"
+    with tf.control_dependencies([tf.cond(is_bmp, lambda: _has_no_palette(encoded), lambda: True)]):
+        encoded = tf.identity(encoded)
     pixels = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
     top, left, height, width = tf.unstack(window(tf.shape(pixels)[:2]))
     return pixels[top : top + height, left : left + width]
+
+
+def _has_no_palette(bmp: tf.Tensor) -> tf.Tensor:
+    """True, or an error if the pixels of a BMP file are numbers of colours that are not grey values as well."""
+
+    # No further: the rest of a string is in TensorFlow's message where a part of it is not there.
+    head = tf.io.decode_raw(tf.strings.substr(bmp, 0, _BMP_HEAD), tf.uint8)
+    head = tf.cast(tf.pad(head, [[0, _BMP_HEAD - tf.size(head)]]), tf.int32)
+
+    def number(place: int, size: int) -> tf.Tensor:
+        return tf.reduce_sum(head[place : place + size] * [256**power for power in range(size)])
+
+    def is_grey_ramp() -> tf.Tensor:
+        palette = head[14 + number(14, 4) : number(10, 4)]  # between the headers and the pixels
+        colours = tf.reshape(palette[: tf.size(palette) // 4 * 4], [-1, 4])[:, :3]
+        ramp = tf.range(tf.shape(colours)[0])[:, tf.newaxis]
+        return (tf.size(ramp) > 0) & (number(30, 4) == 0) & tf.reduce_all(colours == ramp)  # 0: no compression
+
+    sound = tf.cond(number(28, 2) == 8, is_grey_ramp, lambda: True)
+    with tf.control_dependencies([tf.Assert(sound, ["a BMP file with a palette of colours can't be decoded"])]):
+        return tf.identity(sound)
 
 
 def _random_window(size: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:

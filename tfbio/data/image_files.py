@@ -1,5 +1,11 @@
-"""`image_folder:<path>`: pictures in files, one folder a class, below `train/` and `test/` (or `validation/`)."""
+"""`image_folder:<path>`: pictures in files, one folder a class, below `train/` and `test/` (or `validation/`).
 
+Folders within a class's folder belong to the class. A file with a usual ending is a picture, and so is any other that
+begins as one; what is not read is logged, once.
+"""
+
+import functools
+import logging
 import os
 
 import numpy as np
@@ -11,7 +17,10 @@ from tfbio.data.shares import Share
 
 __all__ = ["ImageFiles", "read"]
 
-_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+_KINDS = "JPEG, PNG, GIF, BMP or WebP"
+_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp")
+
+LeftOut = dict[str, list[str]]  # why something is not read, and what
 
 
 class ImageFiles:
@@ -69,6 +78,7 @@ def read(path: str, split: str) -> ImageFiles:
     Args:
         path: the folder; it holds `train/` and `test/`, or `validation/` in place of `test/` (one that stands beside it
             is not read), and these a folder for each class. The sorted names of those in `train/` are the classes.
+            What else is in these folders is logged.
         split: `"train"` or `"test"`.
 
     Returns:
@@ -76,7 +86,7 @@ def read(path: str, split: str) -> ImageFiles:
 
     Raises:
         DataNotFoundError: there is no such folder.
-        ValueError: a folder of a class is empty, or one in `test/` is no class of `train/`.
+        ValueError: a folder of a class is empty or can't be read, or one in `test/` is no class of `train/`.
     """
     path = os.path.expanduser(path)
     folder = _split_folder(path, split)
@@ -86,13 +96,15 @@ def read(path: str, split: str) -> ImageFiles:
             f"Invalid value for `name`: expected folders in {folder} to be classes of {path}/train, received "
             f"{_some(unknown)}."
         )
-    found = [_pictures(os.path.join(folder, name)) for name in names]
+    left_out: LeftOut = {}
+    found = [_pictures(os.path.join(folder, name), left_out) for name in names]
+    _report(path, folder, left_out)
     # A class need not be in the test data, but a folder that is there and empty is an unfinished copy.
     empty = [n for n, f in zip(names, found, strict=True) if f == [] or (f is None and split == "train")]
     if empty or not any(found):
         raise ValueError(
-            f"Invalid value for `name`: expected pictures ({', '.join(_ENDINGS)}) in every folder of {folder}, "
-            f"received none in {_some(empty or names)}."
+            f"Invalid value for `name`: expected {_KINDS} pictures in every folder of {folder}, received none in "
+            f"{_some(empty or names)}."
         )
     counts = [len(files or ()) for files in found]
     return ImageFiles(
@@ -112,19 +124,81 @@ def _split_folder(path: str, split: str) -> str:
     )
 
 
+def _entries(folder: str) -> list[str]:
+    """The sorted names in a folder."""
+    try:
+        return sorted(entry.rstrip("/") for entry in tf.io.gfile.listdir(folder))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"Invalid value for `name`: expected names in UTF-8, received {error.object!r} in {folder}. Rename it."
+        ) from error
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"Invalid value for `name`: expected folders that can be read, received {folder} ({error.message})."
+        ) from error
+
+
 def _class_names(folder: str) -> tuple[str, ...]:
     if not tf.io.gfile.isdir(folder):
         return ()
-    entries = sorted(entry.rstrip("/") for entry in tf.io.gfile.listdir(folder))
-    return tuple(e for e in entries if not e.startswith(".") and tf.io.gfile.isdir(os.path.join(folder, e)))
+    return tuple(e for e in _entries(folder) if not e.startswith(".") and tf.io.gfile.isdir(os.path.join(folder, e)))
 
 
-def _pictures(folder: str) -> list[str] | None:
-    """The sorted paths of the pictures in a folder; None if there is no such folder."""
+def _pictures(folder: str, left_out: LeftOut, above: tuple[str, ...] = ()) -> list[str] | None:
+    """The paths of the pictures in a folder and those within it, in order; None if there is no such folder."""
     if not tf.io.gfile.isdir(folder):
         return None
-    entries = sorted(e for e in tf.io.gfile.listdir(folder) if not e.startswith("."))
-    return [os.path.join(folder, e) for e in entries if e.lower().endswith(_ENDINGS)]
+    found, here = [], os.path.realpath(folder)
+    for entry in _entries(folder):
+        path = os.path.join(folder, entry)
+        if entry.startswith("."):
+            left_out.setdefault("begin with a dot", []).append(path)
+        elif entry.lower().endswith(_ENDINGS):  # no more is asked: there may be a million
+            found.append(path)
+        elif not tf.io.gfile.isdir(path):
+            if (why := _no_picture(path)) is None:
+                found.append(path)
+            else:
+                left_out.setdefault(why, []).append(path)
+        elif os.path.realpath(path) in (*above, here):
+            left_out.setdefault("lead back to a folder above", []).append(path)
+        else:
+            found += _pictures(path, left_out, (*above, here))
+    return found
+
+
+def _no_picture(path: str) -> str | None:
+    """Why a file is none that can be decoded, by its first bytes; None if it can be."""
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            begin = file.read(12)
+    except tf.errors.OpError:
+        return "can't be read"
+    if begin.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")):
+        return None
+    if (begin[:2], begin[6:10]) == (b"BM", bytes(4)) or (begin[:4], begin[8:]) == (b"RIFF", b"WEBP"):
+        return None
+    return f"are no {_KINDS} pictures"
+
+
+def _report(path: str, folder: str, left_out: LeftOut) -> None:
+    """Logs what is not read of a split's folder."""
+    classes = _class_names(folder)
+    if beside := [os.path.join(folder, entry) for entry in _entries(folder) if entry not in classes]:
+        left_out["are in no class's folder"] = beside
+    if os.path.basename(folder) == "test" and tf.io.gfile.isdir(os.path.join(path, "validation")):
+        left_out["stand beside test/"] = [os.path.join(path, "validation")]
+    if left_out:
+        reasons = [
+            f"{len(places)} {why} ({_some([os.path.relpath(place, path) for place in places])})"
+            for why, places in left_out.items()
+        ]
+        _warn_once(f"Not read of {path}: {'; '.join(reasons)}.")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.getLogger("tfbio").warning(message)
 
 
 def _some(names: list[str] | tuple[str, ...]) -> str:

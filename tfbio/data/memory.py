@@ -84,8 +84,8 @@ class InMemory:
     """Examples held in memory, with their order and augmentation.
 
     Args:
-        images: array of shape `(examples, …)`, any dtype; `(examples, height, width, channels)` to be augmented.
-        labels: array of shape `(examples, …)`, any dtype.
+        images: array of shape `(examples, …)`, numbers; `(examples, height, width, channels)` to be augmented.
+        labels: array of shape `(examples, …)`, numbers; False and True are the classes 0 and 1.
         batch_size: examples in a global batch, over all replicas.
         seed: integer seed of order and augmentation.
         shuffle: whether every epoch has its own random order; without it every epoch goes as the arrays do.
@@ -101,7 +101,7 @@ class InMemory:
         sampler: how a batch is taken from them.
 
     Raises:
-        ValueError: if there are no examples, lengths differ, or an argument is out of its range.
+        ValueError: if there are no examples, they are no numbers, lengths differ, or an argument is out of its range.
     """
 
     def __init__(
@@ -116,6 +116,8 @@ class InMemory:
         drop_remainder: bool = False,
     ):
         images, labels = np.asarray(images), np.asarray(labels)
+        if labels.dtype == bool:
+            labels = labels.astype(np.int32)
         _check_arrays(images, labels, augmentation)
         self.examples = len(images)
         if batch_size < 1:
@@ -212,6 +214,12 @@ def _check_arrays(images: np.ndarray, labels: np.ndarray, augmentation: str | No
             "Invalid value for `images` and `labels`: expected as many labels as images, and at least one, received "
             f"shapes {images.shape} and {labels.shape}."
         )
+    for name, array in (("images", images), ("labels", labels)):
+        if array.dtype.kind in "USOMm":
+            raise ValueError(
+                f"Invalid value for `{name}`: expected numbers, received {type(array.flat[0]).__name__} in an array of "
+                f"{array.dtype}. Classes are numbered from 0: names, labels = np.unique(labels, return_inverse=True)."
+            )
     if augmentation is None:
         return
     if augmentation not in augmentations.AUGMENTATIONS:
@@ -239,8 +247,9 @@ def from_arrays(
     """Your own arrays as a dataset with reproducible order and augmentation.
 
     Args:
-        images: array of shape `(examples, …)`, any dtype; `(examples, height, width, channels)` to be augmented.
-        labels: array of shape `(examples, …)`, any dtype: classes, or the targets of a regression or an autoencoder.
+        images: array of shape `(examples, …)`, numbers; `(examples, height, width, channels)` to be augmented.
+        labels: array of shape `(examples, …)`, numbers: classes, or the targets of a regression or an autoencoder.
+            False and True are the classes 0 and 1.
         batch_size: examples in a global batch, over all replicas.
         seed: integer seed of order and augmentation.
         shuffle: whether every epoch has its own random order.
@@ -251,7 +260,7 @@ def from_arrays(
         a dataset of (images, labels), of which each pass is the next epoch.
 
     Raises:
-        ValueError: if there are no examples, lengths differ, or an argument is out of its range.
+        ValueError: if there are no examples, they are no numbers, lengths differ, or an argument is out of its range.
     """
     memory = InMemory(
         images,

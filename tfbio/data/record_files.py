@@ -17,7 +17,7 @@ from tfbio.data import randomness
 from tfbio.data.errors import DataNotFoundError
 from tfbio.data.shares import Share
 
-__all__ = ["RecordFiles"]
+__all__ = ["RecordFiles", "check_present"]
 
 #: Examples that are mixed, in all lanes together, still encoded: about 220 MB of ImageNet.
 _BUFFER = 2048
@@ -63,7 +63,7 @@ class RecordFiles:
         firsts = np.clip(self._start - self._bounds[:-1], 0, lengths)
         counts = np.clip(self._stop - self._bounds[:-1], 0, lengths) - firsts
         used = np.flatnonzero(counts > 0)
-        _check_present([paths[file] for file in used])
+        check_present([paths[file] for file in used])
         with tf.device("CPU:0"):
             self._paths = tf.constant([paths[file] for file in used])
             self._ranges = tf.constant(np.stack([self._bounds[used], firsts[used], counts[used]], axis=1), tf.int64)
@@ -147,7 +147,8 @@ def _shuffled(records: tf.data.Dataset, seed: tf.Tensor, buffer: int) -> tf.data
     return tf.data.Dataset.from_tensors(seed).flat_map(shuffled)
 
 
-def _check_present(paths: list[str]) -> None:
+def check_present(paths: Sequence[str]) -> None:
+    """Raises `DataNotFoundError`, with the names of those that are missing, unless all files are there."""
     folders = {os.path.dirname(path) for path in paths}
     present = {os.path.join(folder, name) for folder in folders for name in tf.io.gfile.listdir(folder)}
     if missing := [path for path in paths if path not in present]:

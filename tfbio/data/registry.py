@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfbio.data import digits, image_files, tfds_sets
+from tfbio.data import digits, image_files, imagenet_records, tfds_sets
 from tfbio.data.labelled_images import LabelledImages
 from tfbio.data.memory import InMemory
 from tfbio.data.record_files import RecordFiles
@@ -78,7 +78,8 @@ def load(
     Args:
         name: `"digits"` (comes with scikit-learn), or any set of TensorFlow Datasets with an image and a label:
             `"mnist"`, `"fashion_mnist"`, `"cifar10"`, `"imagenet_resized/32x32"`, …, and, streamed, `"imagenette"`,
-            `"imagenet2012"`, …; or `"image_folder:<path>"`, streamed (`tfbio.data.image_files`).
+            `"imagenet2012"`, …; or, streamed, `"image_folder:<path>"` (`tfbio.data.image_files`) and
+            `"imagenet_records:<path>"` (`tfbio.data.imagenet_records`).
         split: `"train"`, `"validation"` or `"test"`.
         batch_size: examples in a global batch, over all replicas.
         normalization: what `info.preprocessing` makes of pixels: `"unit"`: 0…1; `"centered"`: -1…1; `"standardized"`:
@@ -98,8 +99,8 @@ def load(
         size: of streams: height and width of the images, in pixels; None for 224, or their own if all have the same.
         resizing: of streams: what is done where no random crop is. `"crop"`: the shorter side to 8/7 of `size`, and the
             centre of that; `"stretch"`: the whole picture to `size` × `size`; None for `"crop"` where sizes vary.
-        corrupt: of streams: `"raise"` an error that names a picture that can't be decoded, or `"skip"` it with weight 0
-            and log it.
+        corrupt: of streams: `"raise"` an error that names a picture that can't be read or decoded, or `"skip"` it with
+            weight 0 and log it.
         labels: `"class"`; or, of sets in memory that are not augmented, `"image"`: what `info.preprocessing` makes of
             the image, for autoencoders.
 
@@ -163,6 +164,8 @@ def _read(name: str, split: str, data_dir: str | os.PathLike | None) -> Examples
         return digits.read(split)
     if name.startswith("image_folder:"):
         return image_files.read(name.removeprefix("image_folder:"), split)
+    if name.startswith("imagenet_records:"):
+        return imagenet_records.read(name.removeprefix("imagenet_records:"), split)
     return tfds_sets.read(name, split, data_dir and os.path.expanduser(data_dir))
 
 

@@ -39,7 +39,7 @@ class Streaming:
         resizing: `"crop"` or `"stretch"`, see `decoding`.
         augmentation: None or one of `decoding.AUGMENTATIONS`.
         drop_remainder: whether to leave out the last batch of an epoch when it is not full.
-        corrupt: `"raise"` or `"skip"` what can't be decoded; what is skipped is logged, and listed in `skipped`.
+        corrupt: `"raise"` or `"skip"` what can't be read or decoded; the latter is logged, and listed in `skipped`.
 
     Attributes:
         examples: number of examples.
@@ -127,7 +127,7 @@ class Streaming:
         return batches.prefetch(2 * share.parts).with_options(_options())
 
     def faults(self, epoch: int, first: int = 0, count: int | None = None) -> list[str]:
-        """Where the pictures are that can't be decoded; decodes them all to find out.
+        """Where the pictures are that can't be read or decoded; decodes them all to find out.
 
         Args:
             epoch: the epoch, from 0.
@@ -184,7 +184,7 @@ class Streaming:
         return decode
 
     def _examples(self, epoch: int | tf.Tensor, first: int | tf.Tensor, share: Share) -> tf.data.Dataset:
-        """The share's examples of an epoch's batches, those that can't be decoded replaced at their batch's end."""
+        """The share's examples of an epoch's batches, those that can't be read replaced at their batch's end."""
         with tf.device("CPU:0"):
             records, decode = self._records(epoch, first, share), self._decoder(epoch)
         rows = share.count(self.batch_size)
@@ -225,7 +225,7 @@ class Streaming:
         for place in self.faults(int(epoch), int(index), 1):
             if place not in self.skipped:
                 self.skipped.append(place)
-                logging.getLogger("tfbio").warning("Skipped, for it can't be decoded: %s", place)
+                logging.getLogger("tfbio").warning("Skipped, because it can't be read or decoded: %s", place)
         return True
 
 

@@ -17,8 +17,9 @@ from tfbio.data.errors import DataNotFoundError
 from tfbio.data.labelled_images import LabelledImages
 from tfbio.data.record_files import RecordFiles
 from tfbio.data.shares import Share
+from tfbio.files import check_no_pattern
 
-__all__ = ["read"]
+__all__ = ["builder", "read"]
 
 #: Largest split, in bytes as uint8, that is read into memory; larger ones are streamed.
 LIMIT_BYTES = 4 * 2**30
@@ -42,20 +43,29 @@ def read(name: str, split: str, data_dir: str | None = None) -> LabelledImages |
     """
     import tensorflow_datasets as tfds  # Here, because it is slow to import and other sets do without it.
 
-    builder = _builder(name, data_dir)
-    label = _checked_label(name, builder)  # First: a set that can't be used is not worth preparing.
-    if not builder.is_prepared():
-        raise DataNotFoundError(_how_to_prepare(name, builder, data_dir))
-    split = _split(name, split, builder)
-    shape = builder.info.features["image"].shape
-    if None in shape or builder.info.splits["train"].num_examples * int(np.prod(shape)) > LIMIT_BYTES:
-        return _record_files(name, split, builder, label)
-    arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+    found = builder(name, data_dir)
+    label = _checked_label(name, found)  # First: a set that can't be used is not worth preparing.
+    if not found.is_prepared():
+        check_no_pattern("data_dir", found.data_dir)  # TensorFlow Datasets does not see what is there then
+        raise DataNotFoundError(_how_to_prepare(name, found, data_dir))
+    split = _split(name, split, found)
+    shape = found.info.features["image"].shape
+    if None in shape or found.info.splits["train"].num_examples * int(np.prod(shape)) > LIMIT_BYTES:
+        return _record_files(name, split, found, label)
+    arrays = tfds.as_numpy(found.as_dataset(split=split, batch_size=-1))
     return LabelledImages(arrays["image"], arrays["label"], label.num_classes, tuple(label.names))
 
 
-def _builder(name: str, data_dir: str | None) -> Any:
-    """The builder of a set, found without the network."""
+def builder(name: str, data_dir: str | None) -> Any:
+    """The builder of a set, found without the network.
+
+    Args:
+        name: as for `read`.
+        data_dir: as for `read`.
+
+    Raises:
+        ValueError: if there is no such set; says which are near.
+    """
     import tensorflow_datasets as tfds
 
     visibility = tfds.core.visibility

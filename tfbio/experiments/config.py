@@ -9,6 +9,7 @@ Files are found by path, or by their name in the `gin/` folder that is installed
 
 import difflib
 import functools
+import io
 import logging
 import re
 import tokenize
@@ -22,7 +23,7 @@ from etils import epath
 
 from tfbio.experiments import configurables
 from tfbio.experiments import run as runs
-from tfbio.experiments.gin_internals import own_message, read_no_package_files
+from tfbio.experiments.gin_internals import own_message, read_files_by
 from tfbio.files import is_remote
 from tfbio.training.strategies import is_there
 
@@ -34,14 +35,25 @@ class ConfigError(ValueError):
 
 
 configurables.register()
-read_no_package_files()
 
 
 def _is_file(path: str) -> bool:
     return tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
 
 
-gin.config.register_file_reader(tf.io.gfile.GFile, _is_file)  # files in buckets
+def _opened(path: str) -> io.StringIO:
+    """A gin file of a folder or a bucket; some editors put a byte-order mark before its text."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        content = file.read()
+    try:
+        text = io.StringIO(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"Invalid value for `gin_file`: {path} is no text in UTF-8. Save it as such.") from error
+    text.name = path  # for gin's messages
+    return text
+
+
+read_files_by(_opened, _is_file)
 
 
 def gin_folders() -> list[Path]:
@@ -102,7 +114,10 @@ def _check_exists(file: str) -> None:
 
 def _sentence(error: Exception) -> str:
     """Returns gin's message on one line."""
-    return " ".join(own_message(error).split())
+    text = own_message(error)
+    if macro := re.match(r"No bindings specified for '(.+)/gin\.macro'", text):  # the whole configuration follows
+        return f"The macro %{macro[1]} has no value: set it, {macro[1]} = …, in a gin file or by --gin_param."
+    return " ".join(text.split())
 
 
 def load_run() -> runs.Run:

@@ -1,18 +1,25 @@
 """The private parts of gin that tfbio uses, as they are in gin-config 0.5.0."""
 
+from collections.abc import Callable
+from typing import TextIO
+
 import gin
 
-__all__ = ["own_message", "read_no_package_files"]
+__all__ = ["own_message", "read_files_by"]
 
 
-def read_no_package_files() -> None:
-    """Stops gin from looking for configuration files inside Python packages.
+def read_files_by(read: Callable[[str], TextIO], exists: Callable[[str], bool]) -> None:
+    """Makes gin read its files in one way alone.
 
-    gin takes any folder that is named like the first part of a path for a package: beside an ordinary folder `runs/` it
-    raises an error for `runs/base.gin`, which is a name in the installed gin tree. No public function removes a reader.
+    gin's first reader takes a byte-order mark for a name. Another looks for files inside Python packages, and takes any
+    folder that is named like the first part of a path for one: beside an ordinary folder `runs/` it raises an error for
+    `runs/base.gin`, which is a name in the installed gin tree. No public function removes a reader.
+
+    Args:
+        read: opens the file at a path.
+        exists: tells whether there is one.
     """
-    readers, unwanted = gin.config._FILE_READERS, gin.resource_reader.system_path_file_exists
-    readers[:] = [(read, exists) for read, exists in readers if exists is not unwanted]
+    gin.config._FILE_READERS[:] = [(read, exists)]
 
 
 def own_message(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from tfbio.experiments.build import BuiltRun, made
 from tfbio.experiments.initial_weights import load_weights
 from tfbio.experiments.settings import Run
 from tfbio.experiments.workdir import WorkdirError, check_same_run, read_json
-from tfbio.files import read_lines, write_json
+from tfbio.files import check_no_pattern, read_lines, write_json
 from tfbio.training import BestWeights, Checkpoints, JsonLines, Replayed, TensorBoardScalars
 from tfbio.training.preprocessing import Preprocessing
 
@@ -58,6 +58,7 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
         NonFiniteLoss, ValueError, OSError: as `Trainer.fit` and `tfbio.data.load`.
     """
     started = time.monotonic()
+    check_no_pattern("workdir", workdir)
     folder = Path(workdir)
     checkpoints = Checkpoints(str(folder / "checkpoints"), run.checkpoint_steps, run.checkpoint_seconds)
     built = BuiltRun(run, starts=not checkpoints.paths())
@@ -171,6 +172,7 @@ def export(workdir: str, run: Run, preprocessing: bool = False, best: bool = Fal
 
 
 def _restored(workdir: str, run: Run, best: bool = False) -> BuiltRun:
+    check_no_pattern("workdir", workdir)
     folder = Path(workdir)
     if not (folder / "run.json").exists():
         raise WorkdirError(f"{folder} is no run directory: it has no run.json. Train there first: tfbio train.")

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from etils.epath import Path
 
 from tfbio.experiments.processes import Failure, Task, run_all
-from tfbio.files import write_json
+from tfbio.files import check_no_pattern, write_json
 
 __all__ = ["StudyFailure", "study"]
 
@@ -106,6 +106,7 @@ def study(
 
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
         raise ValueError(f"Invalid value for `processes`: expected a positive integer, received {processes!r}.")
+    check_no_pattern("workdir", workdir)
     workdir = Path(workdir)
     cells = _cells(axes, base, seeds, params)
     _write_study(workdir, cells)

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfbio.keras_internals import all_layers
 from tfbio.layers.locally_connected import LocallyConnected, LocallyConnected1D, LocallyConnected2D
 
 __all__ = ["from_convolution", "from_keras2", "plain", "to_keras2"]
@@ -98,7 +99,7 @@ def plain(model: keras.Model) -> keras.Model:
         `EinsumDense` layer, with a copy of the weights; the other layers, transposed ones too, are shared.
     """
     graph = isinstance(model, keras.Sequential) or hasattr(model, "operations")
-    if not graph or not any(isinstance(layer, _CONVERTED) for layer in model._flatten_layers()):
+    if not graph or not any(isinstance(layer, _CONVERTED) for layer in all_layers(model)):
         return model
     return keras.models.clone_model(model, clone_function=_stock, recursive=True)
 

@@ -112,14 +112,15 @@ class Feedback(keras.layers.Wrapper):
         backward = self._backward(forward, variables)
         *earlier, last = forward
         # Each source's own path is cut here and comes back, through feedback, in `redirect`.
-        outputs = self._affine(tf.stop_gradient(inputs), [*map(tf.stop_gradient, earlier), last], others, options)
+        still = tf.stop_gradient(inputs)  # and without a mask, which whoever called the layer has seen to
+        outputs = self._affine(still, [*map(tf.stop_gradient, earlier), last], others, options)
 
         def vjp(dy: tf.Tensor) -> list[tf.Tensor]:
             gradients = []
-            for position, source in enumerate([inputs, *earlier]):
+            for position, source in enumerate([still, *earlier]):
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch(source)
-                    affine = self._affine(inputs, [*forward[:position], *backward[position:]], others, options)
+                    affine = self._affine(still, [*forward[:position], *backward[position:]], others, options)
                 gradients.append(tape.gradient(affine, source, dy))
             return gradients
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from tfbio.keras_internals import is_functional, made_by
 from tfbio.layers import is_weighted
 
 __all__ = ["Node", "channel_axis", "check_graph", "check_one_output", "inlined", "nodes", "numbered", "submodel"]
@@ -17,11 +18,12 @@ def check_graph(model: keras.Model) -> None:
     Raises:
         ValueError: a subclassed model, or an unbuilt one.
     """
-    if not _is_functional(model):
+    if not is_functional(model):
         raise ValueError(
             f"Invalid value for `model`: expected a functional or Sequential keras.Model, received the subclassed "
             f"{type(model).__name__}. This rule must see the graph of layers: build the model as "
-            "keras.Model(inputs, outputs), or train it with tfbio.rules.Backpropagation."
+            "keras.Model(inputs, outputs), or train it with a rule that needs no "
+            "graph, such as tfbio.rules.FeedbackAlignment or Backpropagation."
         )
     if isinstance(model, keras.Sequential) and not model.built:
         raise ValueError(
@@ -38,10 +40,6 @@ def check_one_output(model: keras.Model) -> None:
     """
     if len(model.outputs) != 1:
         raise ValueError(f"Invalid value for `model`: expected one output, received {len(model.outputs)}.")
-
-
-def _is_functional(model: keras.Model) -> bool:
-    return isinstance(model, keras.Sequential) or hasattr(model, "operations")
 
 
 @dataclass(frozen=True)
@@ -63,14 +61,13 @@ def nodes(model: keras.Model) -> list[Node]:
         if id(tensor) in done:
             stack.pop()
             continue
-        history = tensor._keras_history
-        node = history.operation._inbound_nodes[history.node_index]
+        layer, node, _ = made_by(tensor)
         missing = [t for t in node.input_tensors if id(t) not in done]
         if missing:
             stack.extend(missing)
             continue
         tensors = tuple(node.input_tensors), tuple(node.output_tensors)
-        ordered.append(Node(history.operation, node.arguments, *tensors))
+        ordered.append(Node(layer, node.arguments, *tensors))
         done.update(map(id, node.output_tensors))
     return ordered
 
@@ -130,11 +127,11 @@ def inlined(model: keras.Model) -> keras.Model:
     Returns:
         A functional model on the same layers; `model` itself if it nests none.
     """
-    if not any(isinstance(layer, keras.Model) and _is_functional(layer) for layer in model.layers):
+    if not any(isinstance(layer, keras.Model) and is_functional(layer) for layer in model.layers):
         return model
 
     def call(layer: Any, *args, **kwargs) -> Any:
-        if isinstance(layer, keras.Model) and _is_functional(layer):
+        if isinstance(layer, keras.Model) and is_functional(layer):
             return inlined(layer).call(*args, **kwargs)  # not `layer(…)`, which would record one call of the whole
         return layer(*args, **kwargs)
 

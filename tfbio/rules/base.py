@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfbio import losses
+from tfbio.keras_internals import made_by
 from tfbio.layers.traits import traits
 from tfbio.network.instrumented import walk
 from tfbio.optimizers import mark_kernels
@@ -366,13 +367,12 @@ def _check_activation(model: keras.Model, loss: losses.Loss, tensor: Any) -> Non
 def _output_layer(tensor: Any) -> Any:
     """The layer whose values an output has, looking into nested models and through what only passes them on."""
     while True:
-        history = tensor._keras_history
-        layer = history.operation
+        layer, node, number = made_by(tensor)
         if isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
-            tensor = layer.outputs[history.tensor_index]
+            tensor = layer.outputs[number]
         elif traits(layer).kind == "shaping" or (
             isinstance(layer, keras.layers.Activation) and layer.activation is _LINEAR
         ):
-            tensor = layer._inbound_nodes[history.node_index].input_tensors[0]
+            tensor = node.input_tensors[0]
         else:
             return layer

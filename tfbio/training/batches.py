@@ -54,9 +54,18 @@ class Totals(NamedTuple):
 
 
 def make_examples(element: tuple) -> Examples:
-    """Examples from an element `(x, y)` or `(x, y, sample_weight)` of a data set."""
+    """Examples from an element `(x, y)` or `(x, y, sample_weight)` of a data set.
+
+    Raises:
+        ValueError: sample weights that are not one number for each example.
+    """
     x, y, *weights = element
     if weights and weights[0] is not None:
+        if not tf.is_tensor(weights[0]) or weights[0].shape.rank != 1:
+            raise ValueError(
+                "Invalid value for `sample_weight`: expected a tensor of shape (batch,), one number for each example, "
+                f"received {keras.tree.map_structure(lambda part: tuple(part.shape), weights[0])}."
+            )
         return Examples(x, y, tf.cast(weights[0], tf.float32))
     return Examples(x, y, tf.ones([tf.shape(tf.nest.flatten(x)[0])[0]]))
 

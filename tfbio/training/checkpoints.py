@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow as tf
 from etils.epath import Path
 
+from tfbio.files import check_no_pattern
 from tfbio.training.workers import Workers
 
 __all__ = ["CheckpointError", "Checkpoints"]
@@ -37,13 +38,14 @@ class Checkpoints:
         keep: how many to keep; the newest that can be read is used.
 
     Raises:
-        ValueError: an interval or count below 1.
+        ValueError: an interval or count below 1, or a path that TensorFlow reads as a pattern.
     """
 
     def __init__(self, directory: str, every_steps: int | None = None, every_seconds: float = 300.0, keep: int = 2):
         for name, value in {"every_steps": every_steps, "every_seconds": every_seconds, "keep": keep}.items():
             if value is not None and value <= 0:
                 raise ValueError(f"Invalid value for `{name}`: expected a positive number, received {value}.")
+        check_no_pattern("directory", directory)
         self.directory = Path(directory)
         self.every_steps = every_steps
         self.every_seconds = every_seconds

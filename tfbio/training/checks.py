@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfbio.keras_internals import all_layers
 from tfbio.losses import Loss
 from tfbio.rules.base import output_shape
 
@@ -87,7 +88,7 @@ def check_no_collectives(model: keras.Model, argument: str, value: Any) -> None:
     Raises:
         ValueError: names the layer.
     """
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         if getattr(layer, "synchronized", False):
             raise ValueError(
                 f"Invalid value for `{argument}`: {layer.name!r} is synchronized over replicas, which can't meet "
@@ -138,9 +139,12 @@ def check_batch(model: keras.Model, loss: Loss, x: Any, y: Any) -> None:
     loss.check_labels(y, output_shape(model, x))
 
 
-#: Errors that data can cause.
+#: Errors that data, and the file systems where they are, can cause.
 _DATA_ERRORS = (
     tf.errors.InvalidArgumentError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.UnknownError,
     tf.errors.OutOfRangeError,
     tf.errors.DataLossError,
     tf.errors.NotFoundError,
@@ -170,6 +174,6 @@ def translate_data_errors(phase: str, faults: Callable[[], list[str]]) -> Iterat
         if not places:
             raise
         raise ValueError(
-            f"Invalid value for the data: expected pictures that can be decoded, received {places[0]}. Replace it, or "
-            "leave such pictures out with `corrupt='skip'` of tfbio.data.load."
+            "Invalid value for the data: expected pictures that can be read and decoded, received "
+            f"{places[0]}. Replace it, or leave such pictures out with `corrupt='skip'` of tfbio.data.load."
         ) from error

@@ -182,15 +182,9 @@ def first_batch(dataset: tf.data.Dataset, stream: Streaming | None = None) -> tu
             "Invalid value for the data: expected batches (x, y) or (x, y, sample_weight), received elements of "
             f"structure {dataset.element_spec}."
         )
-    x, y, *weights = element
-    if not weights:
-        return x, y
-    if not isinstance(weights[0], tf.Tensor) or weights[0].shape.rank != 1:
-        raise ValueError(
-            "Invalid value for `sample_weight`: expected a tensor of shape (batch,), one number for each example, "
-            f"received {dataset.element_spec[2]}."
-        )
-    return tf.nest.map_structure(lambda part: tf.boolean_mask(part, weights[0] > 0), (x, y))
+    examples = make_examples(element)
+    kept = examples.sample_weight > 0
+    return tf.nest.map_structure(lambda part: tf.boolean_mask(part, kept), (examples.x, examples.y))
 
 
 def _from(source: Source, epoch: int, first: int) -> tf.data.Dataset:

@@ -60,7 +60,7 @@ class Learner(keras.Model):
 
         Args:
             optimizer: as for Keras.
-            loss: a `tfbio.losses` loss, name or config.
+            loss: whatever `tfbio.losses.get` takes: a loss of tfbio's or Keras's, or one for each output.
             metrics: Keras metrics, of `(y, loss.predict(outputs))`, without sample weights, as Keras has it. Always
                 there are `loss`, and `error`, the share of mistakes, if the loss classifies, both weighted;
                 `"accuracy"` is what `error` leaves of 1, whatever the labels look like.

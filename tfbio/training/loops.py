@@ -22,6 +22,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfbio.keras_internals import all_layers
 from tfbio.rules import LearningRule
 from tfbio.rules.base import Batch, FeedbackLoop
 from tfbio.training.accumulation import sum_over_microbatches
@@ -67,7 +68,7 @@ class TrainingLoop:
         self._jit_compute = jit_compile and not self._jit_step
         self._preprocessing, self._record, self._microbatches = preprocessing, record, microbatches
         # Batch normalisation that is synchronised takes no harm from a replica without examples, and would count zeros.
-        normalized = {layer.synchronized for layer in rule.model._flatten_layers() if hasattr(layer, "synchronized")}
+        normalized = {layer.synchronized for layer in all_layers(rule.model) if hasattr(layer, "synchronized")}
         self._may_lack_examples = strategy.num_replicas_in_sync == 1 or normalized == {True}
         self._loops: dict[Any, Callable] = {}
 

@@ -72,8 +72,7 @@ class Metrics:
         Raises:
             ValueError: a metric can't be weighted, or not be summed over replicas or microbatches.
         """
-        rows = [0, 1, 2, 3]
-        y = tf.nest.map_structure(lambda label: tf.gather(label, tf.math.floormod(rows, tf.shape(label)[0])), y)
+        y = tf.nest.map_structure(_four_rows, y)
         rng = np.random.default_rng(0)
         outputs = tf.nest.map_structure(
             lambda tensor: tf.constant(rng.normal(size=(4, *tensor.shape[1:])), tensor.dtype), outputs
@@ -174,6 +173,13 @@ class Metrics:
         for metric, begin, total, *parts in zip(owners, start, whole, first, second, strict=True):
             if np.any(begin) or not np.allclose(total, sum(parts), rtol=1e-4, atol=1e-5):
                 raise _inexact(metric)
+
+
+def _four_rows(label: tf.Tensor) -> tf.Tensor:
+    """The first four, over and over again if there are fewer; of none, zeros."""
+    if not label.shape[0]:
+        label = tf.zeros((1, *label.shape[1:]), label.dtype)
+    return tf.gather(label, [row % label.shape[0] for row in range(4)])
 
 
 def _inexact(metric: keras.metrics.Metric) -> ValueError:

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfbio.keras_internals import inner_optimizers, managed_variables
+from tfbio.keras_internals import all_layers, inner_optimizers, managed_variables
 from tfbio.rules import LearningRule
 
 __all__ = ["finalize_averages", "make_optimizer", "make_optimizers", "scale_loss_of"]
@@ -80,7 +80,7 @@ def make_optimizer(
 
 def scale_loss_of(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """The optimizer, within a `LossScaleOptimizer` if a layer computes in float16 and there is none yet."""
-    mixed = "mixed_float16" in {layer.dtype_policy.name for layer in model._flatten_layers()}
+    mixed = "mixed_float16" in {layer.dtype_policy.name for layer in all_layers(model)}
     if mixed and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer

@@ -8,6 +8,8 @@ linear, $m \leftarrow μ m + (1 - μ) s$: but for rounding, the mean is the same
 import keras
 import tensorflow as tf
 
+from tfbio.keras_internals import all_layers
+
 __all__ = ["MovingStatistics"]
 
 
@@ -22,7 +24,7 @@ class MovingStatistics:
     """
 
     def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy):
-        layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+        layers = [layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
         moved = [layer for layer in layers if layer.trainable and not getattr(layer, "renorm", False)]
         pairs = [(layer.moving_mean, layer.moving_variance) for layer in moved if not layer.synchronized]
         self._variables = sum(pairs, ()) if strategy.num_replicas_in_sync > 1 else ()

@@ -38,7 +38,7 @@ class Trainer:
         optimizer: what `keras.optimizers.get` takes, for the model's variables. Its learning-rate schedule, clipping,
             weight decay and moving averages work; clipping is of the global gradient. As in Keras, `fit` ends with the
             averages in the model, and a further `fit` of the same trainer starts there; checkpoints hold the weights.
-        loss: a `tfbio.losses` loss, name or config.
+        loss: whatever `tfbio.losses.get` takes: a loss of tfbio's or Keras's, or one for each output.
         strategy: a `tf.distribute.Strategy`; None for the current one.
         jit_compile: compile with XLA: `True`, `False`, or `"auto"`: without a strategy.
         feedback_optimizer: for feedback variables that learn, if the rule has any; None for `optimizer` itself, or, for
@@ -175,7 +175,7 @@ class Trainer:
             feed = self._feed(data, steps_per_epoch, batch_size, shuffle=True)
             self._trained = (data, (steps_per_epoch, batch_size), feed)
         feed = self._trained[2]
-        callbacks = list(callbacks)
+        callbacks = keras.tree.flatten(list(callbacks))
         stops = [part.every_steps for part in (checkpoints, *callbacks) if getattr(part, "every_steps", None)]
         if validation_data is None or not isinstance(validation_data, Mapping):
             validation_data = {} if validation_data is None else {"val": validation_data}
