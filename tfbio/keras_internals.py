@@ -24,6 +24,7 @@ __all__ = [
     "is_functional",
     "is_quantized",
     "is_rematerialized",
+    "learning_rate_schedule",
     "loss_arguments",
     "made_by",
     "managed_variables",
@@ -71,6 +72,11 @@ def input_shapes(model: keras.Model) -> Any:
     """The shapes that a subclassed model was built for, nested as its inputs are; None if it does not know them."""
     shapes = list((getattr(model, "_build_shapes_dict", None) or {}).values())
     return shapes[0] if len(shapes) == 1 else shapes or None
+
+
+def learning_rate_schedule(optimizer: keras.optimizers.Optimizer) -> Any:
+    """The schedule that an optimizer was given; otherwise the variable that holds its learning rate, or None."""
+    return getattr(optimizer, "_learning_rate", None)
 
 
 def loss_arguments(loss: keras.losses.Loss) -> dict[str, Any]:
