@@ -16,6 +16,7 @@ __all__ = [
     "CompileMetrics",
     "apply_reduced",
     "build_metrics",
+    "call_losses",
     "changed",
     "children",
     "decays",
@@ -45,6 +46,11 @@ def children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 def all_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
     """The model and all layers within it, at all depths, each once."""
     return model._flatten_layers()
+
+
+def call_losses(layer: keras.layers.Layer) -> list[tf.Tensor]:
+    """What the layer and those within it added to the losses in their last calls: no penalties on weights."""
+    return [loss for each in layer._flatten_layers() for loss in each._get_own_losses()]
 
 
 def made_by(tensor: Any) -> tuple[Any, Any, int]:
