@@ -35,6 +35,7 @@ setup(
         "scipy>=1.11.1",
         "etils[epath]>=1.9.1",  # paths, gs:// among them; tensorflow-datasets needs this version
         "gin-config>=0.5",
+        "h5py>=3.11",  # what TensorFlow needs
         "absl-py>=2",
         "scikit-learn>=1.3",
         "matplotlib>=3.8",

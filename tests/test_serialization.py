@@ -242,3 +242,29 @@ def test_a_users_own_class_may_bear_the_name_of_one_of_ours():
 
     assert type(losses.get(keras.saving.serialize_keras_object(MeanSquaredError()))) is MeanSquaredError
     assert type(losses.get({"class_name": "MeanSquaredError"})) is losses.MeanSquaredError
+
+
+@tfbio.register
+class Halved(rules.FeedbackRule):
+    """A rule of a user's own, whose constructor hands the family's arguments on."""
+
+    def __init__(self, seed=None, **options):
+        super().__init__(feedback.Random(scale=0.5, seed=seed), **options)
+
+    def get_config(self):
+        return {**super().get_config(), "seed": self.feedback.seed}
+
+
+def test_a_users_own_feedback_rule_adds_its_arguments_to_the_family_s():
+    rule = Halved(seed=3, last_layer="same", allow_backpropagation=("lstm",))
+    config = rule.get_config()
+    assert config == {
+        "last_layer": "same",
+        "allow_backpropagation": ("lstm",),
+        "output_layers": None,
+        "seed": 3,
+    }
+    serialized = keras.saving.serialize_keras_object(rule)
+    assert serialized["registered_name"] == f"{Halved.__module__.partition('.')[0]}>Halved"
+    for copy in (Halved.from_config(config), rules.get(serialized)):
+        assert type(copy) is Halved and copy.get_config() == config

@@ -13,8 +13,9 @@ from tfbio.backend import check_backend
 
 check_backend()
 if TYPE_CHECKING or "keras" in sys.modules:
-    from tfbio import data, feedback, layers, losses, models, optimizers, rules
+    from tfbio import data, feedback, layers, losses, models, optimizers, rules, schedules
     from tfbio.network import inverse, stages, with_feedback
+    from tfbio.serialization import register
     from tfbio.training import Learner, Trainer
 
 __version__ = "0.1.0"
@@ -28,7 +29,9 @@ __all__ = [
     "losses",
     "models",
     "optimizers",
+    "register",
     "rules",
+    "schedules",
     "stages",
     "with_feedback",
 ]
@@ -37,10 +40,11 @@ _DEFINED_IN = {
     "Learner": "training",
     "Trainer": "training",
     "inverse": "network",
+    "register": "serialization",
     "stages": "network",
     "with_feedback": "network",
 }
-_MODULES = ("data", "feedback", "layers", "losses", "models", "network", "optimizers", "rules", "training")
+_MODULES = ("data", "feedback", "layers", "losses", "models", "network", "optimizers", "rules", "schedules", "training")
 
 
 def __getattr__(name: str) -> Any:

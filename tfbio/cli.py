@@ -49,6 +49,12 @@ def _params() -> list[str]:
     return [*own, *FLAGS.gin_param]
 
 
+def _find_modules_here() -> None:
+    """Puts the current folder on Python's path, as `python -m tfbio` does: gin files import users' modules from it."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+
+
 def _need(value: object, flag: str) -> None:
     if not value:
         raise flags.Error(f"this command needs {flag}.")
@@ -198,6 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_flags(name)
         if rest and name != "report":
             raise flags.Error(f"unexpected argument {rest[0]!r}; flags begin with --.")
+        _find_modules_here()
         _COMMANDS[name].run(rest)
     except flags.Error as error:
         print(f"tfbio{' ' + name if name else ''}: {error}\n\n{_usage(name)}", file=sys.stderr)

@@ -25,11 +25,12 @@ def with_preprocessing(model: keras.Model, preprocessing: Any, loss: Loss) -> ke
 
     Args:
         model: takes float inputs, returns logits.
-        preprocessing: a stock Keras layer (or model) from raw inputs to what `model` takes.
+        preprocessing: a stock Keras layer (or model) from raw inputs to what `model` takes; None if it takes raw ones.
         loss: says the output activation: softmax, sigmoid, or none.
 
     Returns:
-        A functional model from uint8 inputs `(batch, …)` to predictions, float32; it shares `model`'s weights.
+        A functional model from uint8 inputs `(batch, …)`, or without preprocessing from `model`'s own, to predictions,
+        float32; it shares `model`'s weights.
 
     Raises:
         ValueError: the loss is of another kind, so that no stock layer for its activation is known.
@@ -41,8 +42,9 @@ def with_preprocessing(model: keras.Model, preprocessing: Any, loss: Loss) -> ke
             f"Invalid value for `loss`: expected one of {', '.join(c.__name__ for c in activations)}, received "
             f"{type(loss).__name__}. Export without the preprocessing and apply its `predict` yourself."
         )
-    raw = keras.Input(model.input_shape[1:], dtype="uint8", name="raw")
-    outputs = model(preprocessing(raw))
+    dtype = "uint8" if preprocessing is not None else model.inputs[0].dtype
+    raw = keras.Input(model.input_shape[1:], dtype=dtype, name="raw")
+    outputs = model(raw if preprocessing is None else preprocessing(raw))
     predictions = keras.layers.Activation(activations[type(loss)], dtype="float32", name="predictions")(outputs)
     return keras.Model(raw, predictions, name=f"{model.name}_from_raw")
 

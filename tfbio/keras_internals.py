@@ -16,6 +16,7 @@ __all__ = [
     "CompileMetrics",
     "apply_reduced",
     "build_metrics",
+    "call_losses",
     "changed",
     "children",
     "decays",
@@ -24,6 +25,7 @@ __all__ = [
     "is_functional",
     "is_quantized",
     "is_rematerialized",
+    "learning_rate_schedule",
     "loss_arguments",
     "made_by",
     "managed_variables",
@@ -44,6 +46,11 @@ def children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 def all_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
     """The model and all layers within it, at all depths, each once."""
     return model._flatten_layers()
+
+
+def call_losses(layer: keras.layers.Layer) -> list[tf.Tensor]:
+    """What the layer and those within it added to the losses in their last calls: no penalties on weights."""
+    return [loss for each in layer._flatten_layers() for loss in each._get_own_losses()]
 
 
 def made_by(tensor: Any) -> tuple[Any, Any, int]:
@@ -71,6 +78,11 @@ def input_shapes(model: keras.Model) -> Any:
     """The shapes that a subclassed model was built for, nested as its inputs are; None if it does not know them."""
     shapes = list((getattr(model, "_build_shapes_dict", None) or {}).values())
     return shapes[0] if len(shapes) == 1 else shapes or None
+
+
+def learning_rate_schedule(optimizer: keras.optimizers.Optimizer) -> Any:
+    """The schedule that an optimizer was given; otherwise the variable that holds its learning rate, or None."""
+    return getattr(optimizer, "_learning_rate", None)
 
 
 def loss_arguments(loss: keras.losses.Loss) -> dict[str, Any]:

@@ -1,18 +1,50 @@
 """Objects by name: how `"fa"`, a class name, a config dictionary or an object all become the same object.
 
 Every rule, feedback, layer and loss is registered with Keras under the package name `tfbio`, so that Keras's own
-`keras.saving.serialize_keras_object` and `deserialize_keras_object` carry it; this module adds the short names.
+`keras.saving.serialize_keras_object` and `deserialize_keras_object` carry it; this module adds the short names. What
+users register keeps the name of their own package.
 """
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import keras
 
-__all__ = ["register", "resolve"]
+__all__ = ["each_registered", "register", "resolve"]
 
-register = keras.saving.register_keras_serializable(package="tfbio")
+T = TypeVar("T", bound=Callable)
+
+_registered: list[Callable] = []
+_listeners: list[Callable[[Callable], None]] = []
+
+
+def register(thing: T) -> T:
+    """Registers a class or function with Keras and, for the console command, with gin. It is a decorator.
+
+    Keras gets what it can save: functions, and classes with a `get_config`. The name there is
+    `"<top-level module>><name>"`, and `<module>.<name>` in gin, where `@<name>` is enough.
+
+    Args:
+        thing: a class or function of your own, defined at the top level of a module: a data set, network, rule, loss,
+            layer, schedule, metric, callback.
+
+    Returns:
+        `thing` itself, unchanged.
+    """
+    if not inspect.isclass(thing) or hasattr(thing, "get_config"):
+        keras.saving.register_keras_serializable(thing.__module__.partition(".")[0])(thing)
+    _registered.append(thing)
+    for listener in _listeners:
+        listener(thing)
+    return thing
+
+
+def each_registered(listener: Callable[[Callable], None]) -> None:
+    """Calls `listener` with everything that is registered, now and later. So no lower floor knows of gin."""
+    _listeners.append(listener)
+    for thing in _registered:
+        listener(thing)
 
 
 def resolve(identifier: Any, base: type, names: Mapping[str, type | Mapping], argument: str) -> Any:

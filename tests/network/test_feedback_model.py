@@ -235,6 +235,41 @@ def test_a_layer_with_kernels_must_be_affine_in_its_input():
     assert len(with_feedback(model, "random").feedback_layers) == 2
 
 
+def test_inputs_may_be_passed_by_name():
+    class Named(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = L.Dense(4, "tanh"), L.Dense(3)
+
+        def call(self, x):
+            return self.head(inputs=self.first(inputs=x))
+
+    model, x = Named(), images(6)
+    model(x)
+    network = with_feedback(model, "random")
+    assert [each.layer for each in network.feedback_layers] == [model.first, model.head]
+    for a, e in zip(
+        gradients(with_feedback(model, "symmetric"), model, x)[0], gradients(model, model, x)[0], strict=True
+    ):
+        np.testing.assert_array_equal(a, e)
+
+
+def test_layers_of_several_inputs_are_refused():
+    class Bilinear(L.Layer):
+        feedback_kernels = ("kernel",)
+
+        def build(self, shapes):
+            self.kernel = self.add_weight(name="kernel", shape=(shapes[0][-1], 4))
+
+        def call(self, inputs):
+            return inputs[0] @ self.kernel + inputs[1]
+
+    a, b = keras.Input((5,)), keras.Input((4,))
+    model = keras.Model([a, b], L.Dense(3)(Bilinear(name="both")([L.Dense(5)(a), b])))
+    with pytest.raises(ValueError, match=r"'both' \(Bilinear\) takes several inputs at once"):
+        with_feedback(model, "random")
+
+
 def test_all_that_can_not_be_treated_is_said_at_once():
     low_rank = L.Dense(4, name="low_rank")
     model = keras.Sequential([keras.Input((5, 4, 2)), low_rank, L.ConvLSTM1D(4, 2, name="memory"), L.Dense(3)])

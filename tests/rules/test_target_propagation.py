@@ -483,3 +483,14 @@ def test_a_single_stage_has_no_targets():
 def test_bad_arguments_are_named(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         build("dtp", dense(4, 7, 5, 6, 3), **options)
+
+
+@pytest.mark.parametrize("rule", ["dtp", {"class_name": "ldrl", "config": {"feedback_iterations": 2}}])
+def test_targets_of_a_network_with_penalties_on_weights(rule):
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(4, "tanh", kernel_regularizer="l2"), keras.layers.Dense(4, "tanh")]
+    model = keras.Sequential([keras.Input((5,)), *layers, keras.layers.Dense(3)])
+    trainer = tfbio.Trainer(model, rule, "sgd", jit_compile=False)
+    x, y = np.ones((8, 5), "float32"), np.arange(8) % 3
+    trainer.fit((x, y), verbose=False)
+    assert len(trainer.rule.targets(tf.constant(x), tf.constant(y))) == 3

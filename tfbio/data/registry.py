@@ -32,25 +32,28 @@ Examples = LabelledImages | image_files.ImageFiles | RecordFiles
 class DatasetInfo:
     """What is known about a loaded split.
 
+    All fields have defaults. Most networks ask for `shape` and `classes`.
+
     Attributes:
         name: the data set's name.
         split: `"train"`, `"validation"` or `"test"`.
         splits: the splits that there are; `"validation"` is one of them if some training data is held out.
         classes: number of classes; of labels that are images, the numbers in one.
-        shape: shape of one image, `(height, width, channels)`.
-        examples: number of examples in this split.
-        preprocessing: plain Keras layer from uint8 images to normalised float32 ones, to be called on the device.
+        shape: shape of one image, `(height, width, channels)`, or of any other example.
+        examples: number of examples in this split, if it is known.
+        preprocessing: plain Keras layer from uint8 images to normalised float32 ones, to be called on the device; None
+            for examples that networks take as they are.
         class_names: a name for each class, or None.
     """
 
-    name: str
-    split: str
-    splits: tuple[str, ...]
-    classes: int
-    shape: tuple[int, int, int]
-    examples: int
-    preprocessing: keras.layers.Layer
-    class_names: tuple[str, ...] | None
+    name: str = "data"
+    split: str = "train"
+    splits: tuple[str, ...] = ("train", "test")
+    classes: int | None = None
+    shape: tuple[int, ...] | None = None
+    examples: int | None = None
+    preprocessing: keras.layers.Layer | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 def load(

@@ -1,4 +1,4 @@
-"""Reads gin files, and runs the commands that they configure. No other module depends on gin.
+"""Reads gin files, and runs the commands that they configure. `configurables` says what gin files can name.
 
 A gin file sets three things: the settings of a run (`train.<attribute of tfbio.experiments.run.Run>`), those of a study
 (`study.<argument>`), and the arguments of what these refer to (`@Adam`, `@FeedbackAlignment`, `@fully_connected`,
@@ -8,6 +8,7 @@ Files are found by path, or by their name in the `gin/` folder that is installed
 """
 
 import difflib
+import functools
 import io
 import logging
 import re
@@ -17,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import gin
-import keras
 import tensorflow as tf
 from etils import epath
 
-from tfbio import data, feedback, losses, models, optimizers, rules
+from tfbio.experiments import configurables
 from tfbio.experiments import run as runs
-from tfbio.experiments import study as studies
 from tfbio.experiments.gin_internals import own_message, read_files_by
 from tfbio.files import is_remote
 from tfbio.training.strategies import is_there
@@ -35,33 +34,7 @@ class ConfigError(ValueError):
     """A gin file or binding that can't be used."""
 
 
-_OPTIMIZERS = ("SGD", "RMSprop", "Adam", "AdamW", "Adamax", "Adadelta", "Adagrad", "Nadam", "Lion", "Adafactor", "Lamb")
-_SCHEDULES = ("CosineDecay", "CosineDecayRestarts", "ExponentialDecay", "PiecewiseConstantDecay", "PolynomialDecay")
-_INITIALIZERS = ("GlorotUniform", "GlorotNormal", "HeNormal", "HeUniform", "LecunNormal", "Orthogonal")
-_INITIALIZERS += ("RandomNormal", "RandomUniform", "VarianceScaling", "Zeros")
-
-
-def _register() -> None:
-    """Makes classes and functions known to gin, without changing them."""
-
-    def add(module: str, source: Any, names: Sequence[str]) -> None:
-        for name in names:
-            gin.external_configurable(getattr(source, name), name=name, module=module)
-
-    gin.external_configurable(runs.Run, name="train", module="tfbio")
-    gin.external_configurable(studies.study, name="study", module="tfbio")
-    gin.external_configurable(data.load, name="load", module="tfbio.data")
-    add("tfbio.models", models, models.__all__)
-    add("tfbio.rules", rules, [n for n in rules.__all__ if n not in ("get", "LearningRule", "Update")])
-    add("tfbio.feedback", feedback, ("Random", "SignedRandom", "SignSymmetric", "Symmetric"))
-    add("tfbio.losses", losses, ("MeanSquaredError", "SigmoidCrossEntropy", "SoftmaxCrossEntropy"))
-    add("tfbio.optimizers", optimizers, optimizers.__all__)
-    add("keras.optimizers", keras.optimizers, _OPTIMIZERS)
-    add("keras.optimizers.schedules", keras.optimizers.schedules, _SCHEDULES)
-    add("keras.initializers", keras.initializers, _INITIALIZERS)
-
-
-_register()
+configurables.register()
 
 
 def _is_file(path: str) -> bool:
@@ -89,12 +62,13 @@ def gin_folders() -> list[Path]:
     return [Path.cwd(), *(folder for folder in (package / "gin", package.parent / "gin") if folder.is_dir())]
 
 
-def parse(files: Sequence[str], params: Sequence[str]) -> str:
+def parse(files: Sequence[str], params: Sequence[str], imports: Sequence[str] = ()) -> str:
     """Replaces the configuration by that of some gin files and bindings. Later ones win.
 
     Args:
         files: paths, or names in the gin tree (`quickstart.gin`).
         params: bindings, such as `train.epochs=5`.
+        imports: statements such as `import mine`, which come before all files.
 
     Returns:
         The whole configuration as gin text, which can be parsed again.
@@ -110,9 +84,15 @@ def parse(files: Sequence[str], params: Sequence[str]) -> str:
     given = " ".join([*files, *params])
     logging.disable(logging.ERROR)  # gin logs an error for each folder of the search path that lacks the file
     try:
+        gin.parse_config(list(imports))
         gin.parse_config_files_and_bindings(list(files), list(params), finalize_config=True, skip_unknown=False)
     except tokenize.TokenError as error:
         raise ConfigError(f"A bracket or a quotation mark is opened and never closed (reading {given}).") from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{_sentence(error)} (reading {given}). Modules are searched in the current folder and among what is "
+            "installed: run tfbio in the folder that holds yours."
+        ) from error
     except (ValueError, TypeError, OSError, SyntaxError, RuntimeError, AttributeError, ImportError) as error:
         hint = " Include a file that sets it, or pass it as --gin_param." if "REQUIRED" in str(error) else ""
         raise ConfigError(f"{_sentence(error)} (reading {given}){hint}") from error
@@ -152,7 +132,9 @@ def load_run() -> runs.Run:
         raise ConfigError(_sentence(error)) from error
 
 
-def run_train(gin_files: Sequence[str], bindings: Sequence[str], workdir: str, quiet: bool = False) -> dict[str, Any]:
+def run_train(
+    gin_files: Sequence[str], bindings: Sequence[str], workdir: str, quiet: bool = False, imports: Sequence[str] = ()
+) -> dict[str, Any]:
     """Trains a run, and writes `config.gin` (asked) and `operative_config.gin` (used) into its work directory.
 
     Args:
@@ -160,6 +142,7 @@ def run_train(gin_files: Sequence[str], bindings: Sequence[str], workdir: str, q
         bindings: as for `parse`.
         workdir: the run directory.
         quiet: print nothing.
+        imports: as for `parse`.
 
     Returns:
         The content of `result.json`.
@@ -167,7 +150,7 @@ def run_train(gin_files: Sequence[str], bindings: Sequence[str], workdir: str, q
     Raises:
         ConfigError: as `parse` and `load_run`. Other errors are those of `tfbio.experiments.run.train`.
     """
-    asked = parse(gin_files, bindings)
+    asked = parse(gin_files, bindings, imports)
     run = load_run()
     folder = epath.Path(workdir)
 
@@ -178,9 +161,9 @@ def run_train(gin_files: Sequence[str], bindings: Sequence[str], workdir: str, q
     return runs.train(workdir, run, quiet=quiet, on_built=save)
 
 
-def train_cell(gin_files: Sequence[str], bindings: Sequence[str], workdir: str) -> None:
+def train_cell(gin_files: Sequence[str], bindings: Sequence[str], workdir: str, imports: Sequence[str] = ()) -> None:
     """Trains a cell of a study. It is called in a child process."""
-    run_train(gin_files, bindings, workdir, quiet=True)
+    run_train(gin_files, bindings, workdir, quiet=True, imports=imports)
 
 
 def run_evaluate(workdir: str, params: Sequence[str], split: str, best: bool) -> dict[str, float]:
@@ -210,7 +193,7 @@ def _recorded_run(workdir: str, params: Sequence[str]) -> runs.Run:
 
 
 def run_study(gin_files: Sequence[str], params: Sequence[str], workdir: str, processes: int | None) -> str:
-    """Runs a study.
+    """Runs a study. What its files import, every cell imports first.
 
     Args:
         gin_files: as for `parse`.
@@ -226,7 +209,7 @@ def run_study(gin_files: Sequence[str], params: Sequence[str], workdir: str, pro
             `tfbio.experiments.study.study`.
     """
     own = [param for param in params if param.startswith("study.")]
-    parse(gin_files, own)
+    text = parse(gin_files, own)
     cells = [param for param in params if param not in own]
     asked = gin.get_bindings("study")
     if "axes" not in asked:
@@ -234,7 +217,14 @@ def run_study(gin_files: Sequence[str], params: Sequence[str], workdir: str, pro
             f"Invalid value for `gin_file`: expected one that binds `study.axes`, received {', '.join(gin_files)}. "
             "The gin tree has some in studies/. tfbio train trains a single run."
         )
-    arguments = {"run_cell": train_cell, "params": [*_as_list(asked.get("params", ())), *cells]}
+    if stray := re.findall(r"^(?!study\.)[\w./]+\.\w+(?= =)", text, re.MULTILINE):
+        raise ConfigError(
+            f"Invalid value for `gin_file`: expected a study's files to bind `study.…` alone, received {stray[0]}, "
+            "which no run would get. Put it into study.params, or into a file of study.base or study.axes."
+        )
+    imports = re.findall(r"^(?:import|from) .+", text, re.MULTILINE)
+    run_cell = functools.partial(train_cell, imports=imports)
+    arguments = {"run_cell": run_cell, "params": [*_as_list(asked.get("params", ())), *cells]}
     if processes is not None:
         arguments["processes"] = processes
     try:

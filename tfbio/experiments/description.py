@@ -10,9 +10,10 @@ from typing import Any
 
 import keras
 
+from tfbio import losses
 from tfbio.data import memory_of, stream_of
 
-__all__ = ["batches", "differences", "nameless", "network"]
+__all__ = ["batches", "differences", "loss", "nameless", "network", "preprocessing", "upgraded"]
 
 #: Where a class is defined, and what Keras derives from other keys: they don't change what a network computes.
 _LEFT_OUT = ("name", "module", "registered_name", "build_config", "compile_config")
@@ -28,13 +29,47 @@ def network(model: keras.Model) -> Any:
         Plain data without names; None for a model that Keras can't serialize. A lambda is described as a lambda only,
         because its code holds the line numbers of its source file.
     """
+    config = _serialized(model)
+    return None if config is None else _anonymous(config["config"], {})
+
+
+def loss(loss: losses.Loss) -> dict[str, Any]:
+    """Describes a loss, with all its options.
+
+    Args:
+        loss: as the user gave it: for a model, it would have the names of the outputs, which Keras may have numbered.
+
+    Returns:
+        Plain data; the class alone for a loss that Keras can't serialize.
+    """
+    config = _serialized(loss)
+    options = {} if config is None else _anonymous(config["config"], {})
+    return {"class_name": type(loss).__name__, **options}
+
+
+def upgraded(found: dict[str, Any]) -> dict[str, Any]:
+    """Returns a description in today's form. Earlier ones name the loss's class alone, when losses had no options."""
+    names = [cls.__name__ for cls in (losses.MeanSquaredError, losses.SigmoidCrossEntropy, losses.SoftmaxCrossEntropy)]
+    if found.get("loss") in names:
+        return {**found, "loss": loss(losses.get(found["loss"]))}
+    return found
+
+
+def preprocessing(part: Any) -> Any:
+    """Describes what is applied to inputs: the settings of a layer, the name of a function, None for nothing."""
+    if part is None or hasattr(part, "get_config"):
+        return part and part.get_config()
+    return getattr(part, "__qualname__", type(part).__name__)
+
+
+def _serialized(thing: Any) -> dict[str, Any] | None:
+    """Returns what Keras makes of an object, None if it can't."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # says that a lambda is unsafe to load; nothing is loaded
-            config = keras.saving.serialize_keras_object(model)
+            return keras.saving.serialize_keras_object(thing)
     except (NotImplementedError, OSError, TypeError, ValueError):  # no `get_config`, or a lambda without a source file
         return None
-    return _anonymous(config["config"], {})
 
 
 def _anonymous(config: Any, places: Mapping[str, int]) -> Any:

@@ -9,7 +9,6 @@ A run directory holds `run.json` (what the run is), `metrics.jsonl` (a line an e
 
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,12 +20,13 @@ from etils.epath import Path
 
 from tfbio import export as exporting
 from tfbio.analysis.alignment import Alignment
-from tfbio.experiments.build import BuiltRun
+from tfbio.experiments.build import BuiltRun, made
+from tfbio.experiments.initial_weights import load_weights
 from tfbio.experiments.settings import Run
 from tfbio.experiments.workdir import WorkdirError, check_same_run, read_json
 from tfbio.files import check_no_pattern, read_lines, write_json
 from tfbio.training import BestWeights, Checkpoints, JsonLines, Replayed, TensorBoardScalars
-from tfbio.training.feeds import first_batch
+from tfbio.training.preprocessing import Preprocessing
 
 __all__ = ["Run", "WorkdirError", "evaluate", "export", "train"]
 
@@ -60,12 +60,12 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     started = time.monotonic()
     check_no_pattern("workdir", workdir)
     folder = Path(workdir)
-    built = BuiltRun(run)
+    checkpoints = Checkpoints(str(folder / "checkpoints"), run.checkpoint_steps, run.checkpoint_seconds)
+    built = BuiltRun(run, starts=not checkpoints.paths())
     trainer = built.trainer
     chief = trainer.workers.chief
     quiet = quiet or not chief
     check_same_run(folder, built.describe(), write=chief)
-    checkpoints = Checkpoints(str(folder / "checkpoints"), run.checkpoint_steps, run.checkpoint_seconds)
     step = trainer.restore(checkpoints)
     result = read_json(folder / "result.json")
     trainer.workers.agree(0)  # all have read what the chief changes from here on
@@ -75,14 +75,15 @@ def train(workdir: str, run: Run, quiet: bool = False, on_built: Callable[[], No
     splits = {name: built.split(name) for name in ("train", "validation", "test")}
     splits = {name: split for name, split in splits.items() if split is not None}
     held_out = {_prefix(name): splits[name] for name in run.evaluate_on if name in splits}
-    measures = _alignment(built, splits["train"], str(folder / "alignment.jsonl") if chief else os.devnull)
+    measures = _alignment(built, str(folder / "alignment.jsonl") if chief else os.devnull)
     lines = folder / "metrics.jsonl"
     before = [line for line in read_lines(lines) if line["step"] <= step]  # later epochs are trained again
     writers = [JsonLines(str(lines)), TensorBoardScalars(str(folder / "tensorboard"))]
     figure = f"{_prefix(run.select_on)}_{'error' if trainer.loss.classifies else 'loss'}"
     if _prefix(run.select_on) in held_out:
         writers.insert(0, BestWeights(str(folder / _BEST), figure, before))
-    callbacks = [measures, *(writers if chief else [])]
+    own = [made(callback, keras.callbacks.Callback) for callback in run.callbacks]
+    callbacks = [measures, *own, *(writers if chief else [])]
     if run.patience is not None:
         callbacks.append(_early_stopping(run, held_out, before))
     if on_built is not None and chief:
@@ -175,7 +176,7 @@ def _restored(workdir: str, run: Run, best: bool = False) -> BuiltRun:
     folder = Path(workdir)
     if not (folder / "run.json").exists():
         raise WorkdirError(f"{folder} is no run directory: it has no run.json. Train there first: tfbio train.")
-    built = BuiltRun(run)
+    built = BuiltRun(run, starts=False)
     check_same_run(folder, built.describe())
     if not built.trainer.restore(Checkpoints(str(folder / "checkpoints"))):
         raise WorkdirError(f"{folder} holds no checkpoint yet. Go on training there first: tfbio train.")
@@ -185,9 +186,7 @@ def _restored(workdir: str, run: Run, best: bool = False) -> BuiltRun:
                 f"{folder} holds no best weights: nothing selected an epoch. Set validation examples aside and name "
                 "them in `evaluate_on`, or name 'test' there and in `select_on`."
             )
-        with tempfile.TemporaryDirectory() as local:
-            weights = (folder / _BEST).copy(Path(local) / _BEST)  # Keras reads local files
-            built.trainer.model.load_weights(str(weights))
+        load_weights(built.trainer.model, folder / _BEST)
     else:
         built.trainer.finish()
     return built
@@ -201,16 +200,17 @@ def _early_stopping(run: Run, held_out: dict, history: list[dict]) -> keras.call
             f"the training data aside (validation=… of the data set) and name it in `evaluate_on`, received "
             f"{run.evaluate_on}."
         )
-    callback = keras.callbacks.EarlyStopping(f"{name}_loss", patience=run.patience, mode="min")
+    callback = keras.callbacks.EarlyStopping(f"{name}_loss", run.min_delta, run.patience, mode="min")
     return Replayed(callback, history)
 
 
-def _alignment(built: BuiltRun, examples: Any, path: str) -> Alignment | None:
+def _alignment(built: BuiltRun, path: str) -> Alignment | None:
     if not (built.run.alignment or built.run.alignment_steps):
         return None
-    x, y = first_batch(examples)
+    x, y = built.sample()
     trainer, every = built.trainer, built.run.alignment_steps
-    return Alignment(trainer.rule, trainer.preprocessing(x), y, trainer.strategy, every, path if every else None)
+    x = Preprocessing(trainer.preprocessing)(x, training=False)
+    return Alignment(trainer.rule, x, y, trainer.strategy, every, path if every else None)
 
 
 def _best(run: Run, history: list[dict], figure: str) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 from etils.epath import Path
 
-from tfbio.experiments.description import differences
+from tfbio.experiments.description import differences, upgraded
 from tfbio.files import write_json
 
 __all__ = ["WorkdirError", "check_same_run", "read_json"]
@@ -40,7 +40,7 @@ def check_same_run(folder: Path, description: dict[str, Any], write: bool = True
                 f"The work directory {folder} can't be written ({reason}). Choose another, or make it writable."
             ) from error
         return
-    if different := list(differences(found, description)):
+    if different := list(differences(upgraded(found), description)):
         path, before, now = different[0]
         keys = dict.fromkeys(key for (key, *_), _, _ in different)
         raise WorkdirError(

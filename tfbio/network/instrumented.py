@@ -17,6 +17,7 @@ is put there by the first and taken away by the last of them, and each thread lo
 
 import contextlib
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,9 +76,12 @@ def instrumented(treatments: Mapping[keras.layers.Layer, Treatment]) -> Iterator
 
 def _routed(layer: keras.layers.Layer) -> Callable:
     call, key = layer.call, id(layer)
+    first = next(iter(inspect.signature(call).parameters), None)
 
     @functools.wraps(call)
     def routed(*args, **kwargs):
+        if not args and first in kwargs:  # a treatment need not look for its inputs: `layer(inputs=x)`
+            args = (kwargs.pop(first),)
         treatment = _thread.treatments.get(key)
         if treatment is None or key in _thread.inside:
             return call(*args, **kwargs)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tfbio.keras_internals import call_losses
 from tfbio.layers import is_exact
 from tfbio.layers.traits import traits
 from tfbio.network.graph import Node, check_graph, inlined, nodes, numbered, submodel
@@ -95,7 +96,7 @@ def run(stages: Sequence[keras.Model], x: Any, enter: Callable | None = None, tr
         inputs.append((enter or stop_gradient)(outputs[-1]) if stage is not stages[-1] else None)
         # Kept now, because a later stage that shares a layer drops the losses of the layer's calls before.
         regularized = [variable for variable in stage.trainable_variables if variable.regularizer is not None]
-        losses += stage.losses[: -len(regularized) or None]
+        losses += call_losses(stage)
         weights |= {id(variable): variable for variable in regularized}
     losses += [variable.regularizer(variable.value) for variable in weights.values()]
     return Run(inputs[:-1], outputs, losses)

@@ -110,7 +110,8 @@ class Treatable:
         if is_weighted(layer):
             reached = [call for call in calls if _takes_errors(call)]
             if not reached:
-                return None
+                several = any(map(is_floating, tf.nest.flatten([call.args for call in calls])))
+                return "takes several inputs at once, and one vector-Jacobian product is of one" if several else None
             if is_recurrent(layer):
                 return objection(layer)
             try:

@@ -17,6 +17,7 @@ $$ \delta_{l} = \left(\delta_{l+1} B_{l+1}^\top\right) \odot s_l'(a_l), \qquad
 Activations, pooling and normalisation keep their exact derivatives.
 """
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,6 +35,9 @@ __all__ = ["FeedbackAlignment", "FeedbackRule", "KolenPollack", "SignSymmetry"]
 @register
 class FeedbackRule(Backpropagation):
     """Backpropagation on the network that `tfbio.with_feedback` makes.
+
+    A subclass makes its own feedback in the constructor, and adds its own arguments to the configuration:
+    `{**super().get_config(), "share": self.share}`.
 
     Args:
         feedback: where the backward weights come from: a `tfbio.feedback` object, name or config.
@@ -85,11 +89,10 @@ class FeedbackRule(Backpropagation):
         return [variable for variable in self.network.variables if id(variable) not in own]
 
     def get_config(self) -> dict[str, Any]:
-        return {"feedback": _plain(self.feedback), **self._options()}
-
-    def _options(self) -> dict[str, Any]:
-        """The arguments that all members of the family share."""
+        """The arguments that the family shares; `feedback` is left out where the constructor has no such argument."""
+        takes_feedback = "feedback" in inspect.signature(type(self)).parameters
         return {
+            **({"feedback": _plain(self.feedback)} if takes_feedback else {}),
             "last_layer": _plain(self.last_layer),
             "allow_backpropagation": _names(self.allow_backpropagation),
             "output_layers": self.output_layers and _names(self.output_layers),
@@ -136,7 +139,7 @@ class FeedbackAlignment(FeedbackRule):
         self.signed_init = signed_init
 
     def get_config(self) -> dict[str, Any]:
-        return {**self.feedback.get_config(), **self._options(), "signed_init": self.signed_init}
+        return {**self.feedback.get_config(), **super().get_config(), "signed_init": self.signed_init}
 
 
 @register
@@ -164,7 +167,7 @@ class SignSymmetry(FeedbackRule):
         super().__init__(feedback, last_layer, allow_backpropagation, output_layers)
 
     def get_config(self) -> dict[str, Any]:
-        return {**self.feedback.get_config(), **self._options()}
+        return {**self.feedback.get_config(), **super().get_config()}
 
 
 @register
@@ -212,4 +215,4 @@ class KolenPollack(FeedbackRule):
         return [(b, w) for layer in learning for w, b in layer.pairs if w.trainable]
 
     def get_config(self) -> dict[str, Any]:
-        return {**self.feedback.get_config(), **self._options()}
+        return {**self.feedback.get_config(), **super().get_config()}

@@ -137,5 +137,5 @@ class WeightMirror(FeedbackRule):
             **self.feedback.get_config(),
             "interval": self.interval,
             "examples": self.examples,
-            **self._options(),
+            **super().get_config(),
         }
