@@ -9,7 +9,6 @@ import pytest
 from keras import layers as L
 
 from tfbio import rules
-from tfbio.experiments import config
 
 spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("numpy_target_propagation.py"))
 reference = importlib.util.module_from_spec(spec)
@@ -200,12 +199,6 @@ def test_feedback_does_not_learn_from_the_difference_of_two_draws_of_dropout(kin
     scale = 1 if kind == "ddtp" else 100  # the loss of ldrl is of the second order in the noise
     for a, b in zip(feedback_gradients(1e-3), feedback_gradients(1e-4), strict=True):
         np.testing.assert_allclose(a, scale * b, rtol=0.05, atol=0.01 * np.abs(a).max())
-
-
-def test_digits_are_learned_from_the_gin_file(tmp_path):
-    params = ["train.epochs=15", "train.alignment=False", "train.evaluate_on=()"]
-    result = config.run_train(["runs/digits.gin", "rules/ddtp.gin"], params, str(tmp_path), quiet=True)
-    assert result["final"]["test_error"] < 0.04
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 from keras import layers as L
 
-import tfbio
 from tfbio.feedback import projections
 from tfbio.feedback.projections import STORAGES
 from tfbio.rules import DirectFeedbackAlignment, DirectRandomTargetProjection
@@ -76,24 +75,13 @@ def test_regenerated_feedback_is_the_same_in_every_step_and_costs_no_memory():
     rule = build(DirectFeedbackAlignment(storage="regenerated"), residual())
     assert [v.shape for v in rule.variables] == [(2,)] and rule.feedback_variables == []
     before = [np.asarray(b) for b in rule.projections]
-    step = tf.function(lambda: [g for g in rule.compute(X.astype("float32"), Y).forward])
+    step = tf.function(lambda: [g for g in rule.compute(X.astype("float32"), Y).forward], autograph=False)
     first = [np.asarray(g) for g in step()]
     rule.step.assign_add(17)
     for a, b in zip(first, step(), strict=True):
         np.testing.assert_array_equal(a, b)
     for a, b in zip(before, rule.projections, strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize("storage", ["shared", "regenerated", "broadcast"])
-def test_it_learns(storage):
-    data, info = tfbio.data.load("digits", batch_size=64, seed=0)
-    model = tfbio.models.convolutional((8, 8, 1), 10, filters=((3, 8, 2), (3, 16, 2)), units=(64,), activation="relu")
-    rule, adam = DirectFeedbackAlignment(seed=1, storage=storage), keras.optimizers.Adam(3e-3)
-    trainer = tfbio.Trainer(model, rule, adam, preprocessing=info.preprocessing, jit_compile=False)
-    trainer.fit(data, epochs=15, verbose=False)
-    test, _ = tfbio.data.load("digits", "test", batch_size=64)
-    assert trainer.evaluate(test)["error"] < 0.1
 
 
 @pytest.mark.parametrize(

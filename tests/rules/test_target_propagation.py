@@ -100,13 +100,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "net", "options"), CASES, ids=lambda value: value if isinstance(value, str) else "")
-def test_targets_and_gradients_are_numpy_s_for_twenty_steps(kind, net, options, float64, monkeypatch):
+def test_targets_and_gradients_are_numpy_s_for_six_steps(kind, net, options, float64, monkeypatch):
     model = NETS[net]()
     rule = build(kind, model, noise=0.3, **options)
     numpy = mirrored(kind, rule, noise=0.3, **OWN.get(kind, {}), **options)
     noise = {}
     monkeypatch.setattr(rule, "_draw", lambda number, like, *_: noise[number])
-    for _ in range(20):
+    for _ in range(6):
         x, y = batch(model)
         onehot, weights = np.eye(3)[y], RANDOM.uniform(0.1, 1, len(x))
         inputs = numpy.forward(flat(x))
@@ -141,14 +141,15 @@ def test_diagnostics_are_numpy_s(kind, net, float64):
     expected = {f"{kind}/{layers[number]}": value for (kind, number), value in expected.items()}
     figures = {name: float(value) for name, value in rule.diagnostics(x, y).items()}
     assert figures == pytest.approx(expected, rel=1e-9) and len(figures) in (12, 13)
-    measured = alignment(rule, x, y)
-    assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    if net == "4 stages":
+        measured = alignment(rule, x, y)
+        assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=1e-9)
     assert 0 < np.mean([value for name, value in figures.items() if name.startswith("closer/")]) <= 1
     assert min(value for name, value in figures.items() if not name.startswith("closer/")) > 1e-3
 
 
 def test_diagnostics_reach_every_file_of_a_run(tmp_path):
-    params = ["train.epochs=2", "train.alignment_steps=10", "train.evaluate_on=()"]
+    params = ["train.epochs=2", "train.alignment_steps=10", "train.evaluate_on=()", "train.jit_compile=False"]
     result = config.run_train(["runs/digits.gin", "rules/dtp.gin"], params, str(tmp_path), quiet=True)
     names = {"reconstruction/dense_2", "target_distance/dense_1", "target_approach/logits", "closer/dense_2"}
     metrics, steps = (
@@ -426,31 +427,17 @@ def test_batch_reduction_counts_examples_that_count(float64):
         np.testing.assert_allclose(ours[4], theirs[4], rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", FAMILY)
-def test_the_autoencoder_of_the_paper_learns(kind):
+def test_an_autoencoder_learns():
+    """To 0.05 to 0.08 of the loss at the start (three seeds); with its first layer frozen, to 0.12 to 0.21."""
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     x = np.tanh(rng.normal(size=(256, 3)) @ rng.normal(size=(3, 16))).astype("float32")
-    model = dense(16, 24, 6, 24, 16)
     data = tf.data.Dataset.from_tensor_slices((x, x)).batch(32)
-    options = {"jit_compile": False}  # compiling takes longer than training
-    trainer = tfbio.Trainer(model, build_options(kind), keras.optimizers.Adam(2e-3), "mean_squared_error", **options)
+    rule, optimizer = {"class_name": "dtp", "config": OWN["dtp"]}, keras.optimizers.Adam(2e-3)
+    trainer = tfbio.Trainer(dense(16, 4, 24, 16), rule, optimizer, "mean_squared_error", jit_compile=False)
     before = trainer.evaluate(data)["loss"]
     trainer.fit(data, epochs=40, verbose=False)
-    assert trainer.evaluate(data)["loss"] < 0.5 * before
-
-
-def build_options(kind):
-    return {"class_name": kind, "config": OWN.get(kind, {})}
-
-
-@pytest.mark.parametrize(
-    ("kind", "bound"), [("dtp", 0.04), ("sdtp", 0.05), ("ao_sdtp", 0.06), ("tp", 0.09), ("ldrl", 0.04)]
-)
-def test_digits_are_learned_from_the_gin_files(kind, bound, tmp_path):
-    params = ["train.epochs=15", "train.alignment=False", "train.evaluate_on=()", "train.jit_compile=False"]
-    result = config.run_train(["runs/digits.gin", f"rules/{kind}.gin"], params, str(tmp_path), quiet=True)
-    assert result["final"]["test_error"] < bound
+    assert trainer.evaluate(data)["loss"] < 0.1 * before
 
 
 @pytest.mark.parametrize("kind", ["dtp", "ao_sdtp"])

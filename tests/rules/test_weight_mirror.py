@@ -7,7 +7,6 @@ import tensorflow as tf
 from keras import layers as L
 
 import tfbio
-from tfbio.experiments import config
 from tfbio.rules import WeightMirror
 from tfbio.rules.weight_mirror import noise
 
@@ -188,12 +187,6 @@ def test_between_mirror_steps_feedback_rests(jit_compile):
 def test_an_exact_last_layer_has_no_mirror():
     rule = build(network(), last_layer="symmetric")
     assert len(rule.feedback_variables) == len(rule.compute(*data()).feedback) == 2
-
-
-def test_it_learns_as_users_run_it(tmp_path):
-    params = ["train.epochs=20", "train.jit_compile=False", "train.alignment=False", "Adam.learning_rate=3e-3"]
-    result = config.run_train(["runs/digits.gin", "rules/wm.gin"], params, str(tmp_path), quiet=True)
-    assert result["labels"]["rule"] == "WeightMirror" and result["final"]["test_error"] < 0.09
 
 
 def test_what_it_can_not_mirror_is_refused():

@@ -5,7 +5,7 @@ bash launchers/test.sh tests/stress
 
 import pytest
 import same_numbers
-from rules import test_contract
+from rules import test_contract, test_learning
 from training import test_checkpoints, test_replicas, test_updates, test_workers
 
 from tfbio.rules import _NAMES
@@ -44,3 +44,8 @@ def test_two_workers_equal_one(rule, tmp_path):
     full = test_workers.with_pictures(rule, tmp_path)
     test_workers.finish(test_workers.start_runs((full, tmp_path / rule, 2)))
     test_workers.assert_equal_one(rule, tmp_path, tmp_path / "alone")
+
+
+@pytest.mark.parametrize(("rule", "params"), test_learning.OTHERS.items(), ids=test_learning.OTHERS)
+def test_the_first_layer_learns(rule, params, tmp_path):
+    test_learning.test_the_first_layer_learns(rule, params, tmp_path)
