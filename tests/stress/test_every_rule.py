@@ -6,7 +6,7 @@ bash launchers/test.sh tests/stress
 import pytest
 import same_numbers
 from rules import test_contract, test_learning
-from training import test_checkpoints, test_replicas, test_updates, test_workers
+from training import test_accumulation, test_checkpoints, test_replicas, test_updates, test_workers
 
 from tfbio.rules import _NAMES
 
@@ -24,6 +24,18 @@ def test_xla_equals_eager(name, float64):
 def test_resumed_equals_uninterrupted(tmp_path, rule, jit_compile):
     stop = 1 + list(_NAMES).index(rule) % 13
     test_checkpoints.test_resumed_equals_uninterrupted(tmp_path, rule, stop, jit_compile)
+
+
+@pytest.mark.parametrize(
+    "rule", [rule for rule in _NAMES if rule not in ("ldrl", "ddtp")]
+)  # whose noise is a part's own
+def test_parts_sum_to_the_batch(rule, float64):
+    test_accumulation.test_parts_sum_to_the_batch(rule, float64)
+
+
+@RULES
+def test_parts_sum_to_the_batch_compiled(rule):
+    test_accumulation.test_compiled(rule)
 
 
 @pytest.mark.parametrize("setting", test_replicas.SETTINGS)
