@@ -1,5 +1,7 @@
 """The loop: the same numbers as Keras's own, as NumPy's, in whatever way the batches come."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -14,6 +16,12 @@ RULES = ("bp", "fa", "dfa")
 def arrays(count=50, shape=(6, 6, 2), classes=4, seed=0):
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (count, *shape), np.uint8), rng.integers(0, classes, count).astype(np.int32)
+
+
+@functools.cache
+def sixteens():
+    """In memory and in batches of 16, the last of which has 2: a function of the epoch, so that one serves all."""
+    return tfbio.data.from_arrays(*arrays(), 16)
 
 
 def small_model(seed=1, dtype=None, **options):
@@ -102,7 +110,7 @@ def test_xla_and_plain_graphs_agree(rule):
         if trainer is compiled:  # the same feedback in both
             for to, source in zip(compiled.rule.variables, plain.rule.variables, strict=True):
                 to.assign(source)
-        trainer.fit(tfbio.data.from_arrays(x, y, 16), epochs=2, verbose=False)
+        trainer.fit(sixteens(), epochs=2, verbose=False)
     assert_same_weights(plain.model, compiled.model, rtol=1e-4, atol=1e-5)
 
 
@@ -181,7 +189,7 @@ def test_steps_beyond_an_epoch_are_refused(steps):
 
 def test_epochs_are_counted_over_calls():
     trainer = trainer_for()
-    data = tfbio.data.from_arrays(*arrays(), 16)
+    data = sixteens()
     assert len(trainer.fit(data, epochs=2, verbose=False).history["loss"]) == 2
     assert not trainer.fit(data, epochs=2, verbose=False).history
     assert len(trainer.fit(data, epochs=3, verbose=False).history["loss"]) == 1
@@ -211,7 +219,7 @@ def test_callbacks_work_on_the_plain_model(tmp_path):
         keras.callbacks.ModelCheckpoint(str(tmp_path / "{epoch}.keras")),
         keras.callbacks.EarlyStopping("loss", patience=0, min_delta=1e9),
     ]
-    data = tfbio.data.from_arrays(*arrays(), 16)
+    data = sixteens()
     history = trainer.fit(data, epochs=10, callbacks=callbacks, verbose=False)
     assert rates == pytest.approx([0.1, 0.05])
     assert len(history.history["loss"]) == 2
@@ -223,7 +231,7 @@ def test_callbacks_work_on_the_plain_model(tmp_path):
 def test_learning_rate_schedules_follow_the_step():
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([3], [0.1, 0.0])
     trainer = trainer_for("bp", keras.optimizers.SGD(schedule))
-    data = tfbio.data.from_arrays(*arrays(), 16)
+    data = sixteens()
     trainer.fit(data, epochs=1, verbose=False)
     after = [v.numpy() for v in trainer.model.variables]
     trainer.fit(data, epochs=2, verbose=False)
@@ -288,7 +296,7 @@ def test_a_rule_that_forgets_a_gradient_is_told():
 
     trainer = trainer_for(Forgetful())
     with pytest.raises(ValueError, match="one gradient for each"):
-        trainer.fit(tfbio.data.from_arrays(*arrays(), 16), verbose=False)
+        trainer.fit(sixteens(), verbose=False)
 
 
 def halved(gradient):
@@ -313,11 +321,11 @@ class Changed(tfbio.rules.Backpropagation):
 def test_pythons_control_flow_in_a_rule_is_told_what_to_do():
     """A rule is called without AutoGraph, as Keras calls its training steps."""
     with pytest.raises(TypeError, match="tf.function"):
-        trainer_for(Changed(halved)).fit(tfbio.data.from_arrays(*arrays(), 16), verbose=False)
+        trainer_for(Changed(halved)).fit(sixteens(), verbose=False)
 
 
 def test_pythons_control_flow_in_a_function_of_its_own():
-    data = tfbio.data.from_arrays(*arrays(), 16)
+    data = sixteens()
     halving = trainer_for(Changed(tf.function(halved)), keras.optimizers.SGD(0.1))
     slower = trainer_for("bp", keras.optimizers.SGD(0.05))
     for trainer in (halving, slower):
@@ -341,5 +349,5 @@ def test_feedback_that_learns_has_its_own_optimizer(jit_compile):
             return update._replace(feedback=[tf.ones(3) * batch.share])
 
     trainer = trainer_for(Learned(), "adam", feedback_optimizer=keras.optimizers.SGD(0.5), jit_compile=jit_compile)
-    trainer.fit(tfbio.data.from_arrays(*arrays(), 16), epochs=1, verbose=False)
+    trainer.fit(sixteens(), epochs=1, verbose=False)
     np.testing.assert_allclose(trainer.rule.wanted.numpy(), -0.5 * 4 * np.ones(3), rtol=1e-6)
