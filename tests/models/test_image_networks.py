@@ -1,5 +1,7 @@
 """LeNet, AlexNet and the ResNets have the published sizes, and any rule trains them."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,11 @@ import tfbio
 from tfbio import models
 
 RULES = ["fa", "brsf", "kp", "dfa", "dfa_regenerated", "dfa_broadcast"]
+
+
+@functools.cache
+def published(name):
+    return getattr(models, name)()
 
 
 def trainable(model):
@@ -28,7 +35,7 @@ def trainable(model):
 )
 def test_published_sizes(name, parameters, stages):
     """Parameters as torchvision's and BioTorch's implementations have them; a stage is a layer or a residual block."""
-    model = getattr(models, name)()
+    model = published(name)
     assert model.name == name and model.built
     assert trainable(model) == parameters
     assert len(tfbio.stages(model)) == stages
@@ -38,7 +45,7 @@ def test_published_sizes(name, parameters, stages):
 
 
 def test_sizes_within_alexnet():
-    shapes = {layer.name: layer.output.shape[1:] for layer in models.alexnet().layers}
+    shapes = {layer.name: layer.output.shape[1:] for layer in published("alexnet").layers}
     assert [shapes[name] for name in ("conv_1", "conv_2", "pool_2", "conv_5", "flatten")] == [
         (55, 55, 64),
         (27, 27, 192),
@@ -46,7 +53,7 @@ def test_sizes_within_alexnet():
         (13, 13, 256),
         (9216,),
     ]
-    normalized = models.alexnet(batch_normalization=True, synchronized=True)
+    normalized = models.alexnet((64, 64, 3), batch_normalization=True, synchronized=True)
     kinds = [type(layer).__name__ for layer in normalized.layers]
     assert kinds.count("BatchNormalization") == 7 and "Dropout" not in kinds
     assert normalized.get_layer("dense_2_norm").synchronized and normalized.get_layer("conv_1").bias is None
@@ -94,18 +101,23 @@ def test_a_resnet_loads_again(tmp_path):
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(x), model(x))
 
 
+@functools.cache
+def exact():
+    """A network in float64, a batch, and backpropagation's gradients."""
+    model, rng = models.resnet20((8, 8, 3), 4), np.random.default_rng(0)
+    x, y = rng.normal(size=(6, 8, 8, 3)), rng.integers(0, 4, 6)
+    rule = tfbio.rules.Backpropagation()
+    rule.build(model, "softmax_cross_entropy")
+    return model, x, y, [np.asarray(gradient) for gradient in rule.compute(x, y).forward]
+
+
 @pytest.mark.parametrize("rule", ["symmetric", *RULES])
 def test_rules_on_resnet20(rule, float64):
     """Each takes a step; with symmetric feedback it is backpropagation's."""
-    model = models.resnet20((8, 8, 3), 4)
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(6, 8, 8, 3)), rng.integers(0, 4, 6)
+    model, x, y, expected = exact()
     rule_ = tfbio.rules.FeedbackRule("symmetric") if rule == "symmetric" else tfbio.rules.get(rule)
-    exact = tfbio.rules.Backpropagation()
-    for each in (rule_, exact):
-        each.build(model, "softmax_cross_entropy")
-    pairs = zip(rule_.compute(x, y).forward, exact.compute(x, y).forward, strict=True)
-    pairs = [(np.asarray(ours), np.asarray(theirs)) for ours, theirs in pairs]
+    rule_.build(model, "softmax_cross_entropy")
+    pairs = [(np.asarray(a), e) for a, e in zip(rule_.compute(x, y).forward, expected, strict=True)]
     assert all(np.isfinite(ours).all() for ours, _ in pairs)
     if rule == "symmetric":
         for ours, theirs in pairs:
