@@ -278,7 +278,7 @@ def test_all_that_can_not_be_treated_is_said_at_once():
         with_feedback(model, "random")
     message = str(caught.value)
     for part in (
-        "'low_rank' (Dense) has no plain kernel (LoRA",
+        "'low_rank' (Dense) has no plain kernel of that name (LoRA",
         "'memory' (ConvLSTM1D) has kernels that act within",
     ):
         assert part in message, message
@@ -353,9 +353,8 @@ def test_calls_hidden_in_a_function_are_not_missed():
 
     model, x = Hidden(), tf.constant(images(4))
     model(x)
-    network = with_feedback(model, "random")
-    with pytest.raises(ValueError, match="can't be seen.*tf.function"):
-        network(x, training=True)
+    with pytest.raises(ValueError, match="called within a loop, a branch or a function|tf.function within it"):
+        with_feedback(model, "random")
 
 
 def test_a_subclassed_model_must_have_been_called():

@@ -60,7 +60,7 @@ class Feedback(keras.layers.Wrapper):
     def __init__(self, layer: keras.layers.Layer, feedback: Any = "symmetric", index: int = 0, **kwargs):
         kwargs.setdefault("dtype", layer.dtype_policy)
         kwargs.setdefault("name", f"{layer.name}_feedback")
-        # The wrapped layer runs in a stateless scope, which drops losses: the penalty on its outputs is added here.
+        # The wrapped layer's `call` is run, not the layer: the penalty on its outputs is added here.
         kwargs.setdefault("activity_regularizer", layer.activity_regularizer)
         super().__init__(layer, **kwargs)
         self.supports_masking = layer.supports_masking
@@ -113,14 +113,16 @@ class Feedback(keras.layers.Wrapper):
         *earlier, last = forward
         # Each source's own path is cut here and comes back, through feedback, in `redirect`.
         still = tf.stop_gradient(inputs)  # and without a mask, which whoever called the layer has seen to
-        outputs = self._affine(still, [*map(tf.stop_gradient, earlier), last], others, options)
+        state = self._state()
+        outputs = self._forward(still, [*map(tf.stop_gradient, earlier), last], others, options)
 
         def vjp(dy: tf.Tensor) -> list[tf.Tensor]:
             gradients = []
             for position, source in enumerate([still, *earlier]):
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch(source)
-                    affine = self._affine(still, [*forward[:position], *backward[position:]], others, options)
+                    weights = [*forward[:position], *backward[position:]]
+                    affine = self._affine(still, weights, others, options, state)
                 gradients.append(tape.gradient(affine, source, dy))
             return gradients
 
@@ -128,11 +130,37 @@ class Feedback(keras.layers.Wrapper):
         activation = getattr(self.layer, "activation", None)
         return outputs if activation is None else activation(outputs)
 
+    def _state(self) -> list[tuple[keras.Variable, tf.Tensor]]:
+        """What the layer's call may change, as it is now: dropout's random state, counters."""
+        own = {id(kernel) for kernel in kernels(self.layer)}
+        changing = [variable for variable in self.layer.non_trainable_variables if id(variable) not in own]
+        return [(variable, tf.identity(variable.value)) for variable in changing]
+
+    def _forward(self, inputs: tf.Tensor, weights: Sequence[tf.Tensor], others: tuple, options: Mapping) -> tf.Tensor:
+        """As `_affine`, with all that the layer's call does besides: state that changes, losses that are added."""
+        with changed(self.layer, "activation", keras.activations.linear):
+            if len(weights) == 1:
+                return self.layer.call(inputs, *others, **options)
+            substitution = list(zip(kernels(self.layer), weights, strict=True))
+            with keras.StatelessScope(state_mapping=substitution, collect_losses=True) as scope:
+                outputs = self.layer.call(inputs, *others, **options)
+        for loss in scope.losses:
+            self.layer.add_loss(loss)
+        for variable, _ in self._state():
+            if (value := scope.get_current_value(variable)) is not None:
+                variable.assign(value)
+        return outputs
+
     def _affine(
-        self, inputs: tf.Tensor, weights: Sequence[tf.Tensor], others: tuple = (), options: Mapping = _NO_OPTIONS
+        self,
+        inputs: tf.Tensor,
+        weights: Sequence[tf.Tensor],
+        others: tuple = (),
+        options: Mapping = _NO_OPTIONS,
+        state: Sequence[tuple[keras.Variable, tf.Tensor]] = (),
     ) -> tf.Tensor:
-        """The wrapped layer without its activation, with `weights` as its kernels."""
-        substitution = list(zip(kernels(self.layer), weights, strict=True))
+        """The wrapped layer without its activation, with `weights` as its kernels; nothing changes."""
+        substitution = [*zip(kernels(self.layer), weights, strict=True), *state]
         with (
             changed(self.layer, "activation", keras.activations.linear),
             keras.StatelessScope(state_mapping=substitution),

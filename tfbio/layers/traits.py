@@ -84,7 +84,7 @@ def traits(layer: Any) -> Traits:
     """What is known of a layer: the entry of its class, or of the nearest of its base classes that has one."""
     known = _nearest(type(layer))
     own = getattr(layer, "feedback_kernels", None)
-    return known if own is None else replace(known, kernels=tuple(own))
+    return known if own is None else replace(known, kernels=(own,) if isinstance(own, str) else tuple(own))
 
 
 def registered() -> dict[type, Traits]:

@@ -28,8 +28,9 @@ import tensorflow as tf
 
 from tfbio.keras_internals import children, input_shapes, is_functional, replaced_call
 from tfbio.layers.recurrent_feedback import without_fused_kernels
+from tfbio.layers.traits import is_weighted
 
-__all__ = ["Call", "Trace", "instrumented", "trace", "walk"]
+__all__ = ["CALL", "Call", "Trace", "instrumented", "trace", "walk"]
 
 Treatment = Callable[..., Any]
 
@@ -135,21 +136,28 @@ class Trace:
         outputs: the model's, nested symbolic tensors.
         calls: of the layers that were asked for and of those around them.
         around: layer's id → the layers that it is in, the innermost last, and itself.
+        weights: the model's, and the symbolic tensors that stood for them.
+        inputs: the model's, symbolic.
     """
 
     outputs: Any
     calls: list[Call]
     around: dict[int, tuple[keras.layers.Layer, ...]]
+    weights: list[tuple[keras.Variable, tf.Tensor]]
+    inputs: list[tf.Tensor]
+
+    @property
+    def graph(self) -> tf.Graph:
+        return _tensors(self.outputs)[0].graph
 
     def calls_of(self, layer: keras.layers.Layer) -> list[Call]:
         return [call for call in self.calls if call.layer is layer]
 
     def _outer_calls(self, layer: keras.layers.Layer) -> list[Call]:
         """The layer's calls in the model's own graph; of a layer within a loop, those of what holds the loop."""
-        outputs = _tensors(self.outputs)
         for each in reversed(self.around[id(layer)]):
             calls = [call for call in self.calls_of(each) if _tensors(call.outputs)]
-            if calls and all(t.graph is outputs[0].graph for call in calls for t in _tensors(call.outputs)):
+            if calls and all(t.graph is self.graph for call in calls for t in _tensors(call.outputs)):
                 return calls
         return []
 
@@ -224,6 +232,10 @@ def input_spec(model: keras.Model) -> Any:
     return keras.tree.map_shape_structure(lambda shape: tf.TensorSpec((None, *shape[1:]), model.input_dtype), shapes)
 
 
+#: Part of the names of operations that a recorded call of a layer with kernels, or with no layers within, makes.
+CALL = "recorded_call"
+
+
 def trace(model: keras.Model, layers: Iterable[keras.layers.Layer]) -> Trace:
     """Runs `model` once, symbolically and as in training, and records the calls of `layers` and of those around them.
 
@@ -238,19 +250,23 @@ def trace(model: keras.Model, layers: Iterable[keras.layers.Layer]) -> Trace:
 
     def recorder(layer: keras.layers.Layer) -> Treatment:
         def treatment(call: Callable, *args, **kwargs):
-            with without_fused_kernels(layer):
+            named = tf.name_scope(CALL) if is_weighted(layer) or not children(layer) else contextlib.nullcontext()
+            with without_fused_kernels(layer), named:
                 outputs = call(*args, **kwargs)
             calls.append(Call(layer, args, kwargs, outputs))
             return outputs
 
         return treatment
 
-    outputs = []
+    seen: list = []
 
-    def run(inputs: Any) -> None:
+    def run(inputs: Any, values: list[tf.Tensor]) -> None:
         recorders = {layer: recorder(layer) for each in around.values() for layer in each}
-        with keras.StatelessScope(), instrumented(recorders):
-            outputs.append(model(inputs, training=True))
+        weights = list(zip(model.weights, values, strict=True))
+        with keras.StatelessScope(state_mapping=weights), instrumented(recorders):
+            seen.extend((model(inputs, training=True), weights, _tensors(inputs)))
 
-    tf.function(run, autograph=False).get_concrete_function(input_spec(model))
-    return Trace(outputs[0], calls, around)
+    specs = [tf.TensorSpec(weight.shape, weight.dtype) for weight in model.weights]
+    tf.function(run, autograph=False).get_concrete_function(input_spec(model), specs)
+    outputs, weights, inputs = seen
+    return Trace(outputs, calls, around, weights, inputs)

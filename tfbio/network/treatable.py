@@ -11,7 +11,7 @@ from tfbio.keras_internals import is_quantized, is_rematerialized
 from tfbio.layers import Feedback
 from tfbio.layers.recurrent_feedback import objection
 from tfbio.layers.traits import is_exact, is_known_affine, is_weighted, kernels, traits
-from tfbio.network.instrumented import Call, trace, walk
+from tfbio.network.instrumented import CALL, Call, Trace, trace, walk
 from tfbio.network.probes import is_affine, mixes_inputs, own_weights
 
 __all__ = ["Treatable", "is_floating", "is_recurrent", "matching", "output_layers"]
@@ -71,6 +71,8 @@ class Treatable:
         self._weighted = [layer for layer in called if is_weighted(layer) and id(layer) in reached]
         exempt = self._meant(allowed, "allow_backpropagation")
         refused = {}
+        for path in _used_elsewhere(model, self.trace, exempt | wrapped):
+            refused[path] = "has weights that are used otherwise than by calling it"
         for layer in called:
             if id(layer) not in exempt and (reason := self._objection(layer)):
                 path, place = self._named(layer)
@@ -114,10 +116,14 @@ class Treatable:
                 return "takes several inputs at once, and one vector-Jacobian product is of one" if several else None
             if is_recurrent(layer):
                 return objection(layer)
+            if any(tensor.graph is not self.trace.graph for tensor in tf.nest.flatten(reached[0].outputs)):
+                return "is called within a loop, a branch or a function of the graph"
+            if len(tf.nest.flatten(reached[0].outputs)) > 1:
+                return "returns several tensors"
             try:
                 kernels(layer)
             except ValueError:
-                return "has no plain kernel (LoRA or quantisation is on)"
+                return "has no plain kernel of that name (LoRA is on, or `feedback_kernels` says another)"
             if not is_known_affine(layer) and not is_affine(reached[0]):
                 return (
                     "is not affine in its input given its kernels: leave the nonlinearity to its attribute `activation`"
@@ -157,6 +163,40 @@ class Treatable:
                 f"seen; name them, received None; it has {names}."
             )
         return last
+
+
+# Operations that mix inputs by weights.
+_PRODUCTS = ("MatMul", "BatchMatMul", "Einsum", "Conv", "DepthwiseConv", "XlaDot")
+
+
+def _used_elsewhere(model: keras.Model, known: Trace, exempt: set[int]) -> list[str]:
+    """Paths of layers whose weights meet activations in a product outside of the layers' own calls.
+
+    Feedback has no hold of these. Such are `matmul(x, layer.kernel)`, a kernel tied by `transpose`, weights that the
+    model itself holds, and all that a tf.function of the user's own calls.
+    """
+    owners = {id(w): ("", model) for w in model.weights}
+    for path, layers in walk(model):
+        owners.update({id(w): (path, layers[-1]) for w in layers[-1].weights})  # the innermost last
+    sources = {id(value): {owners[id(w)][0]} for w, value in known.weights if id(owners[id(w)][1]) not in exempt}
+    active = {id(tensor) for tensor in known.inputs}
+    found: dict[str, None] = {}
+    for op in known.graph.get_operations():
+        inputs = list(op.inputs)
+        of_weights = set().union(*(sources.get(id(t), ()) for t in inputs if id(t) not in active))
+        on_activations = any(id(t) in active for t in inputs)
+        own = CALL in op.name and "/pfor/" not in op.name  # tf.vectorized_map makes operations of its own from a call's
+        product = op.type.startswith(_PRODUCTS) and not own
+        if product and on_activations:
+            found.update(dict.fromkeys(sorted(of_weights)))
+        if "PartitionedCall" in op.type and any(tensor.dtype == tf.resource for tensor in inputs):
+            found["a tf.function within it"] = None  # traced before, with the variables themselves
+        for output in op.outputs:
+            if on_activations:
+                active.add(id(output))
+            elif of_weights:
+                sources[id(output)] = of_weights
+    return [path or f"{model.name} itself" for path in found]
 
 
 def is_recurrent(layer: keras.layers.Layer) -> bool:

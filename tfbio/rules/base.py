@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfbio import losses
 from tfbio.network.instrumented import walk
 from tfbio.optimizers import mark_kernels
-from tfbio.rules.checks import check_logits, check_model
+from tfbio.rules.checks import build_layers, check_logits, check_model
 
 __all__ = [
     "Batch",
@@ -179,6 +179,7 @@ class LearningRule:
                 "for another model: type(rule).from_config(rule.get_config())."
             )
         check_model(model)
+        build_layers(model)
         loss = losses.get(loss, model)
         if self.needs_canonical_loss and not loss.canonical:
             raise ValueError(

@@ -4,12 +4,14 @@ import logging
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfbio import losses
-from tfbio.keras_internals import made_by
+from tfbio.keras_internals import all_layers, made_by
 from tfbio.layers.traits import traits
+from tfbio.network.instrumented import input_spec
 
-__all__ = ["check_logits", "check_model"]
+__all__ = ["build_layers", "check_logits", "check_model"]
 
 _LINEAR = keras.activations.linear
 _LOG = logging.getLogger("tfbio")
@@ -28,6 +30,18 @@ def check_model(model: Any) -> None:
             f"Invalid value for `model`: expected a built model, received {model.name!r}, which has no variables yet. "
             "Give it a keras.Input, or call it on a batch, first."
         )
+
+
+def build_layers(model: keras.Model) -> None:
+    """Builds layers within layers that Keras builds at their first call, such as a PReLU as a layer's activation.
+
+    Keras's `fit` meets them in its first step; whoever differentiates has to know all variables before.
+    """
+    if all(layer.built for layer in all_layers(model)):
+        return
+    specs = input_spec(model)
+    if all(None not in spec.shape[1:] for spec in tf.nest.flatten(specs)):
+        model(tf.nest.map_structure(lambda spec: tf.zeros([2, *spec.shape[1:]], spec.dtype), specs), training=False)
 
 
 def check_logits(model: keras.Model, loss: losses.Loss) -> None:
