@@ -33,6 +33,7 @@ __all__ = [
     "optimizer_of",
     "pythonify_logs",
     "replaced_call",
+    "step_count",
 ]
 
 # Layers and models
@@ -179,6 +180,14 @@ def apply_reduced(
 def optimizer_of(variable: keras.Variable, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """The one of `inner_optimizers` that moves `variable`."""
     return next(o for o in inner_optimizers(optimizer) if any(v is variable for v in managed_variables(o)))
+
+
+def step_count(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
+    """The variable that counts the calls of `apply` that were not skipped.
+
+    With `gradient_accumulation_steps`, `optimizer.iterations` is a tensor: the count of real steps.
+    """
+    return getattr(optimizer, "inner_optimizer", optimizer)._iterations
 
 
 def _unchanged(gradients_and_variables: list) -> list:
