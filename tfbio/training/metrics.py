@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfbio.keras_internals import CompileMetrics, build_metrics, pythonify_logs
+from tfbio.keras_internals import CompileMetrics, build_metrics, directions, pythonify_logs
 from tfbio.losses import Loss
 
 __all__ = ["ACCURACY", "Metrics"]
@@ -56,6 +56,12 @@ class Metrics:
     def keras_metrics(self) -> list[keras.metrics.Metric]:
         """What `Model.metrics` would hold of them."""
         return [] if self._metrics is None else [self._metrics]
+
+    @property
+    def directions(self) -> dict[str, str]:
+        """ "up" or "down" by the names of those that know which is better."""
+        own = {self.accuracy: "up"} if self.accuracy else {}
+        return own if self._metrics is None else {**own, **directions(self._metrics)}
 
     @property
     def needs_building(self) -> bool:

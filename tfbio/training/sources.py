@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfbio.data import from_arrays, randomness
 
-__all__ = ["as_source"]
+__all__ = ["as_source", "is_arrays"]
 
 #: Keras's.
 _BATCH_SIZE = 32
@@ -28,7 +28,7 @@ def as_source(data: Any, batch_size: int | None, shuffle: bool) -> Any:
     Raises:
         ValueError: arrays that differ in length; `batch_size` with what has batches already.
     """
-    if isinstance(data, (tuple, list)):
+    if is_arrays(data):
         return _arrays(tuple(data), batch_size or _BATCH_SIZE, shuffle)
     if batch_size is not None:
         raise ValueError(
@@ -36,6 +36,11 @@ def as_source(data: Any, batch_size: int | None, shuffle: bool) -> Any:
             f"received {batch_size}."
         )
     return _py_dataset(data) if isinstance(data, keras.utils.PyDataset) else data
+
+
+def is_arrays(data: Any) -> bool:
+    """Whether data are arrays, which have no batches yet."""
+    return isinstance(data, (tuple, list))
 
 
 def _arrays(data: tuple, batch_size: int, shuffle: bool) -> Any:
