@@ -162,3 +162,56 @@ def test_batch_size_is_of_the_arrays_among_the_data():
     assert int(trainer.step.numpy()) == 4
     trainer.fit(data(), batch_size=5, validation_data=(X, Y), epochs=2, verbose=False)
     assert int(trainer.step.numpy()) == 8
+
+
+def test_data_apart_are_refused():
+    trainer = tfbio.Trainer(network(), jit_compile=False)
+    for call in (trainer.fit, trainer.evaluate):
+        with pytest.raises(TypeError, match=rf"{call.__name__}\(\(x, y\)\)"):
+            call(X, Y)
+        with pytest.raises(TypeError, match=rf"{call.__name__}\(\(x, y\)\)"):
+            call(x=X, y=Y)
+        with pytest.raises(ValueError, match=r"fit\(\(x, y\)\)"):
+            call(X)
+
+
+def test_lists_are_arrays_and_no_weights_are_none():
+    losses = [
+        tfbio.Trainer(network(), jit_compile=False).fit(data, verbose=False).history["loss"]
+        for data in ((X, Y), [X, Y, None], (X.tolist(), Y.tolist()))
+    ]
+    assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("kind", ["trainer", "learner"])
+def test_metrics_by_name(kind):
+    def make(metrics):
+        if kind == "learner":
+            return learner(metrics=metrics)
+        return tfbio.Trainer(network(), metrics=metrics, jit_compile=False)
+
+    assert "accuracy" in make("accuracy").fit(data(), verbose=0).history
+    for unknown in ("acuracy", ["acuracy"]):
+        with pytest.raises(ValueError, match="Invalid value for `metrics`.*'acuracy'"):
+            make(unknown)
+
+
+def test_a_learner_is_compiled_first():
+    with pytest.raises(ValueError, match="`compile` before `fit`"):
+        tfbio.Learner(network()).fit(X, Y)
+
+
+def test_one_callback_needs_no_list():
+    seen = []
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
+    trainer = tfbio.Trainer(network(), jit_compile=False)
+    trainer.fit(data(), callbacks=callback, verbose=False)
+    trainer.evaluate(data(), callbacks=callback)
+    assert seen == [0]
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 2.5}, {"epochs": 1.5}, {"steps_per_epoch": 0}])
+def test_numbers_that_are_none(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"Invalid value for `{name[:5]}"):
+        tfbio.Trainer(network(), jit_compile=False).fit((X, Y), verbose=False, **options)

@@ -16,7 +16,7 @@ from tfbio.losses import output_structure, with_weights
 from tfbio.rules.base import output_shape
 from tfbio.training.averages import Averages
 from tfbio.training.batches import Examples, at_least_one, make_batch, make_examples, make_totals, shape_of_outputs
-from tfbio.training.metrics import ACCURACY
+from tfbio.training.metrics import ACCURACY, checked_metrics
 from tfbio.training.optimizing import scale_loss_of
 from tfbio.training.preprocessing import Preprocessing
 from tfbio.training.updater import Updater
@@ -85,6 +85,7 @@ class Learner(keras.Model):
                 "can't let them. Use tfbio.Trainer, or settings without (schedule='parallel', interval=1, "
                 "feedback_iterations=1)."
             )
+        metrics, weighted_metrics = checked_metrics(metrics), checked_metrics(weighted_metrics)
         groups = [_without_accuracy(group) for group in (metrics, weighted_metrics)]
         accuracy = any(found for _, found in groups)
         if accuracy and not self.rule.loss.classifies:
@@ -136,8 +137,11 @@ class Learner(keras.Model):
         """Keras's `fit`.
 
         Raises:
-            ValueError: labels `y` that do not fit the model. Those in a data set are looked at by the `Trainer` alone.
+            ValueError: no `compile` before; labels `y` that do not fit the model. Those in a data set are looked at by
+                the `Trainer` alone.
         """
+        if not self.compiled:
+            raise ValueError("Learner.fit needs a loss and an optimizer: call `compile` before `fit`.")
         if y is not None and output_structure(self.model) is not None:
             with tf.device("CPU:0"):
                 arrays = any(hasattr(part, "shape") for part in keras.tree.flatten(y))

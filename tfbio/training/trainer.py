@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from tfbio import rules
 from tfbio.keras_internals import Directions, supports_jit
-from tfbio.training.callbacks import CallbackModel, Progress
+from tfbio.training.callbacks import CallbackModel, Progress, as_list
 from tfbio.training.checkpoints import Checkpoints
-from tfbio.training.checks import check_batch, check_no_collectives, check_scope, check_seeds
+from tfbio.training.checks import check_batch, check_count, check_no_collectives, check_scope, check_seeds, data_in_one
 from tfbio.training.evaluation import Evaluator, prediction_feed
 from tfbio.training.feeds import make_feed
 from tfbio.training.fitting import Fitting
@@ -84,10 +84,7 @@ class Trainer:
             raise ValueError(
                 f"Invalid value for `steps_per_loop`: expected 'auto' or a positive int, received {steps_per_loop!r}."
             )
-        if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
-            raise ValueError(
-                f"Invalid value for `accumulation_steps`: expected a positive int, received {accumulation_steps!r}."
-            )
+        check_count("accumulation_steps", accumulation_steps)
         self.model = model
         self.rule = rules.get(rule)
         self.strategy = strategy or tf.distribute.get_strategy()
@@ -137,6 +134,7 @@ class Trainer:
         """Goes back to the newest readable checkpoint; returns the step it stands at (0 without any)."""
         return self._state.restore(checkpoints)
 
+    @data_in_one
     def fit(
         self,
         data: Any,
@@ -174,6 +172,7 @@ class Trainer:
             NonFiniteLoss: the loss became infinite or NaN, or weights that were to be saved.
             TrainingInterrupted: a signal came, and `checkpoints` holds the state.
         """
+        check_count("epochs", epochs, least=0)
         if validation_data is None or not isinstance(validation_data, Mapping):
             validation_data = {} if validation_data is None else {"val": validation_data}
         given = [data, *validation_data.values()]
@@ -182,7 +181,7 @@ class Trainer:
             feed = self._feed(data, steps_per_epoch, sizes[0], shuffle=True)
             self._trained = (data, (steps_per_epoch, batch_size), feed)
         feed = self._trained[2]
-        callbacks = keras.tree.flatten(list(callbacks))
+        callbacks = keras.tree.flatten(as_list(callbacks))
         stops = [part.every_steps for part in (checkpoints, *callbacks) if getattr(part, "every_steps", None)]
         # Refused before the first step, not after the first epoch, if they do not fit.
         items = zip(validation_data.items(), sizes[1:], strict=True)
@@ -218,6 +217,7 @@ class Trainer:
         hooks.on_train_end()
         return next(c for c in hooks.callbacks if isinstance(c, keras.callbacks.History))
 
+    @data_in_one
     def evaluate(
         self,
         data: Any,
@@ -281,6 +281,8 @@ class Trainer:
 
     def _feed(self, data: Any, steps: int | None, batch_size: int | None = None, shuffle: bool = False) -> Any:
         """The feed for `steps` batches of `data`, which fit the model. Nothing is kept of them."""
+        if steps is not None:
+            check_count("steps", steps)
         feed = make_feed(as_source(data, batch_size, shuffle), self.strategy, steps)
         with contextlib.suppress(TypeError):  # lists and tuples have no weak references
             if data in self._checked and not self._metrics.needs_building:
@@ -304,4 +306,4 @@ class Trainer:
     ) -> keras.callbacks.CallbackList:
         known = {f"{prefix}{name}": way for name, way in self._evaluator.directions.items() for prefix in prefixes}
         model = CallbackModel(self.model, self.optimizer, [*self._metrics.keras_metrics, Directions(known)])
-        return keras.callbacks.CallbackList(list(callbacks), model=model, **options)
+        return keras.callbacks.CallbackList(as_list(callbacks), model=model, **options)
