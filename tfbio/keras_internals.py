@@ -1,25 +1,28 @@
 """The private parts of Keras that tfbio touches, in one place. Seen in Keras 3.15."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras.src import backend
-from keras.src.trainers.compile_utils import CompileMetrics
+from keras.src.trainers.compile_utils import CompileMetrics, MetricsList
 from keras.src.utils.python_utils import pythonify_logs
 
 __all__ = [
     "all_layers",
     "attributes",
     "CompileMetrics",
+    "Directions",
     "apply_reduced",
     "build_metrics",
     "call_losses",
     "changed",
     "children",
     "decays",
+    "directions",
     "inner_optimizers",
     "input_shapes",
     "is_functional",
@@ -33,6 +36,8 @@ __all__ = [
     "optimizer_of",
     "pythonify_logs",
     "replaced_call",
+    "step_count",
+    "supports_jit",
 ]
 
 # Layers and models
@@ -46,6 +51,12 @@ def children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 def all_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
     """The model and all layers within it, at all depths, each once."""
     return model._flatten_layers()
+
+
+def supports_jit(layer: keras.layers.Layer) -> bool:
+    """True if XLA can compile the layer and all within it, as far as they say, and no input is a string."""
+    strings = any(backend.standardize_dtype(each.dtype) == "string" for each in getattr(layer, "inputs", None) or ())
+    return not strings and all(each.supports_jit for each in layer._flatten_layers())
 
 
 def call_losses(layer: keras.layers.Layer) -> list[tf.Tensor]:
@@ -181,6 +192,14 @@ def optimizer_of(variable: keras.Variable, optimizer: keras.optimizers.Optimizer
     return next(o for o in inner_optimizers(optimizer) if any(v is variable for v in managed_variables(o)))
 
 
+def step_count(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
+    """The variable that counts the calls of `apply` that were not skipped.
+
+    With `gradient_accumulation_steps`, `optimizer.iterations` is a tensor: the count of real steps.
+    """
+    return getattr(optimizer, "inner_optimizer", optimizer)._iterations
+
+
 def _unchanged(gradients_and_variables: list) -> list:
     return gradients_and_variables
 
@@ -196,6 +215,36 @@ def managed_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Varia
 
 
 # Metrics
+
+
+class Directions(MetricsList):
+    """Tells callbacks which figures are to grow and which are to shrink. It measures nothing.
+
+    Args:
+        directions: "up" or "down" by the figures' names.
+    """
+
+    def __init__(self, directions: Mapping[str, str]):
+        named = [SimpleNamespace(name=name, _direction=direction) for name, direction in directions.items()]
+        super().__init__(named, name="directions")
+
+    def reset_state(self) -> None:
+        pass
+
+    def result(self) -> dict:
+        return {}
+
+
+def directions(metrics: CompileMetrics) -> dict[str, str]:
+    """ "up" or "down" by the names of figures, of those metrics that know which is better."""
+    lists = [*metrics._flat_metrics, *metrics._flat_weighted_metrics] if metrics.built else []
+    return {
+        f"{own.output_name}_{metric.name}" if own.output_name else metric.name: metric._direction
+        for own in lists
+        if own is not None
+        for metric in own.metrics
+        if hasattr(metric, "_direction")
+    }
 
 
 def build_metrics(metrics: CompileMetrics, y: Any, outputs: Any, sample_weight: tf.Tensor) -> None:

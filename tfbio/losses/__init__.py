@@ -10,7 +10,7 @@ import keras
 from tfbio.losses.base import Loss
 from tfbio.losses.canonical import CanonicalLoss, MeanSquaredError, SigmoidCrossEntropy, SoftmaxCrossEntropy
 from tfbio.losses.keras_loss import KerasLoss
-from tfbio.losses.per_output import PerOutput, flatten, for_model, output_structure
+from tfbio.losses.per_output import PerOutput, flatten, for_model, output_structure, with_weights
 from tfbio.losses.single import single
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "SoftmaxCrossEntropy",
     "get",
     "output_structure",
+    "with_weights",
 ]
 
 

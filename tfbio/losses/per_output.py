@@ -172,6 +172,37 @@ def for_model(loss: Loss, model: keras.Model) -> Loss:
     return loss.bind(model) if isinstance(loss, PerOutput) else loss
 
 
+def with_weights(loss: Any, loss_weights: Any, model: keras.Model) -> Any:
+    """The loss that Keras's `loss` and `loss_weights` of `compile` mean for a model.
+
+    Args:
+        loss: whatever `tfbio.losses.get` takes.
+        loss_weights: a factor for each output, in the outputs' order or by name; None for `loss` as it is.
+        model: a built model of several outputs.
+
+    Raises:
+        ValueError: the loss has factors already, or the model has one output, or factors do not fit.
+    """
+    if loss_weights is None:
+        return loss
+    structure = output_structure(model)
+    whole = isinstance(loss, Loss) and loss.takes_all_outputs
+    if whole or not keras.tree.is_nested(structure) or not isinstance(loss_weights, (dict, list, tuple)):
+        raise ValueError(
+            f"Invalid value for `loss_weights`: expected a number for each of a model's several outputs, in a list or "
+            f"a dict, and a loss for each output, received {loss_weights!r} for {model.name!r} and {loss!r}. Scale a "
+            "single loss through the learning rate; tfbio.losses.PerOutput has `loss_weights` of its own."
+        )
+    names = list(structure) if isinstance(structure, dict) else model.output_names
+    if not any(flatten(loss)):
+        loss = dict.fromkeys(names, loss)
+    if isinstance(loss, dict) and not isinstance(loss_weights, dict):
+        loss_weights = _by_name(loss_weights, names)
+    elif isinstance(loss_weights, dict) and not isinstance(loss, dict):
+        loss = _by_name(loss, names)
+    return PerOutput(loss, loss_weights)
+
+
 def output_structure(model: keras.Model) -> Any:
     """A model's outputs, nested as it returns them; None for a subclassed model, which does not show them."""
     outputs = getattr(model, "outputs", None)
@@ -187,6 +218,15 @@ def flatten(nested: Any, path: Path = ()) -> dict[Path, Any]:
         return {} if nested is None else {path: nested}
     items = nested.items() if isinstance(nested, dict) else enumerate(nested)
     return {key: value for step, inner in items for key, value in flatten(inner, (*path, step)).items()}
+
+
+def _by_name(values: list | tuple, names: list[str]) -> dict[str, Any]:
+    if len(values) != len(names):
+        raise ValueError(
+            f"Invalid value for `loss_weights`: expected losses and factors for each of {', '.join(names)}, received "
+            f"{values}."
+        )
+    return dict(zip(names, values, strict=True))
 
 
 def _map_paths(nested: Any, function: Any, path: Path = ()) -> Any:

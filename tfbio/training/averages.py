@@ -69,6 +69,13 @@ class Averages(keras.metrics.Metric):
         """The averages so far: `loss`, of several outputs also each one's, figures and logs; 0 of nothing."""
         return self._averages(tf.unstack(_rounded(tf.convert_to_tensor(self.sums))), tf.math.divide_no_nan)
 
+    @property
+    def directions(self) -> dict[str, str]:
+        """ "up" or "down" by the names of those averages of which it is known what is better."""
+        errors = [name for name in self._loss.figure_names if name.endswith("error")]
+        known = dict.fromkeys(["loss", *self._loss.columns, *errors], "down")
+        return {**known, self._accuracy: "up"} if self._accuracy else known
+
     def read(self, phase: str | None = None) -> dict[str, float]:
         """The averages so far, NaN of nothing. A host read.
 

@@ -16,7 +16,14 @@ from etils.epath import Path
 
 from tfbio.files import append_line, keep_lines
 
-__all__ = ["BestWeights", "CallbackModel", "JsonLines", "Progress", "Replayed", "TensorBoardScalars"]
+__all__ = ["BestWeights", "CallbackModel", "JsonLines", "Progress", "Replayed", "TensorBoardScalars", "as_list"]
+
+
+def as_list(callbacks: Any) -> list:
+    """What users pass as `callbacks`, as a list: several, one, or None."""
+    if callbacks is None:
+        return []
+    return [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks)
 
 
 class CallbackModel:

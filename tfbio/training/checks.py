@@ -1,6 +1,7 @@
 """Checks of models, data and results; errors of one sentence."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,10 +16,12 @@ from tfbio.rules.base import output_shape
 __all__ = [
     "NonFiniteLoss",
     "check_batch",
+    "check_count",
     "check_finite",
     "check_no_collectives",
     "check_scope",
     "check_seeds",
+    "data_in_one",
     "translate_data_errors",
 ]
 
@@ -59,6 +62,33 @@ def check_finite(variables: list[keras.Variable], step: int, model: keras.Model,
     finite = [tf.reduce_all(tf.math.is_finite(variable.value)) for variable in variables]
     if not tf.reduce_all(finite):
         raise NonFiniteLoss("Weights became infinite or NaN", step, model, checkpoints)
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Refuses what is not a whole number of at least `least`.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"Invalid value for `{name}`: expected an int of at least {least}, received {value!r}.")
+
+
+def data_in_one(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a method whose data are one argument an error that says so to who calls it as Keras's `method(x, y)`."""
+
+    @functools.wraps(method)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        apart = any(not (each is None or isinstance(each, (int, np.integer))) for each in args[1:])
+        if apart or kwargs.keys() & {"x", "y", "sample_weight"}:
+            name = method.__name__
+            raise TypeError(
+                f"Invalid arguments for `{name}`: expected the data in one, received them apart, as in {name}(x, y). "
+                f"Call {name}((x, y)), or {name}((x, y, sample_weight))."
+            )
+        return method(self, *args, **kwargs)
+
+    return checked
 
 
 def check_scope(model: keras.Model, strategy: tf.distribute.Strategy) -> None:

@@ -73,6 +73,11 @@ class Evaluator:
         hooks.on_test_end(figures)
         return figures
 
+    @property
+    def directions(self) -> dict[str, str]:
+        """ "up" or "down" by the names of figures, as far as it is known which is better."""
+        return {**self._averages.directions, **self._metrics.directions}
+
     def predict(self, feed: StreamFeed, hooks: keras.callbacks.CallbackList) -> Any:
         """The network's outputs for all examples of a feed that `prediction_feed` made, in their order."""
         hooks.on_predict_begin()

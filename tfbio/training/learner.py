@@ -11,11 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfbio import rules
-from tfbio.losses import output_structure
+from tfbio.keras_internals import Directions
+from tfbio.losses import output_structure, with_weights
 from tfbio.rules.base import output_shape
 from tfbio.training.averages import Averages
 from tfbio.training.batches import Examples, at_least_one, make_batch, make_examples, make_totals, shape_of_outputs
-from tfbio.training.metrics import ACCURACY
+from tfbio.training.metrics import ACCURACY, checked_metrics
 from tfbio.training.optimizing import scale_loss_of
 from tfbio.training.preprocessing import Preprocessing
 from tfbio.training.updater import Updater
@@ -52,6 +53,7 @@ class Learner(keras.Model):
         self,
         optimizer: Any = "adam",
         loss: Any = "softmax_cross_entropy",
+        loss_weights: Any = None,
         metrics: Any = None,
         weighted_metrics: Any = None,
         **kwargs,
@@ -61,18 +63,21 @@ class Learner(keras.Model):
         Args:
             optimizer: as for Keras.
             loss: whatever `tfbio.losses.get` takes: a loss of tfbio's or Keras's, or one for each output.
+            loss_weights: of several outputs: a factor for each one's loss, in a list or by name.
             metrics: Keras metrics, of `(y, loss.predict(outputs))`, without sample weights, as Keras has it. Always
                 there are `loss`, and `error`, the share of mistakes, if the loss classifies, both weighted;
                 `"accuracy"` is what `error` leaves of 1, whatever the labels look like.
             weighted_metrics: the same, weighted by the sample weights.
-            **kwargs: further arguments of `keras.Model.compile`.
+            **kwargs: the others of `keras.Model.compile`: `run_eagerly`, `steps_per_execution`, `jit_compile`,
+                `auto_scale_loss`.
 
         Raises:
-            ValueError: the rule needs the `Trainer`; `"accuracy"` of a loss that does not classify.
+            ValueError: the rule needs the `Trainer`; `"accuracy"` of a loss that does not classify; `loss_weights` of
+                one output.
         """
         if self.rule.model is not None:
             self.rule = type(self.rule).from_config(self.rule.get_config())
-        self.rule.build(self.model, loss)
+        self.rule.build(self.model, with_weights(loss, loss_weights, self.model))
         if len(self.rule.phases) > 1 or self.rule.feedback_loops:
             raise ValueError(
                 "Invalid value for `rule`: expected one whose variables all learn once at every step, received a "
@@ -80,6 +85,7 @@ class Learner(keras.Model):
                 "can't let them. Use tfbio.Trainer, or settings without (schedule='parallel', interval=1, "
                 "feedback_iterations=1)."
             )
+        metrics, weighted_metrics = checked_metrics(metrics), checked_metrics(weighted_metrics)
         groups = [_without_accuracy(group) for group in (metrics, weighted_metrics)]
         accuracy = any(found for _, found in groups)
         if accuracy and not self.rule.loss.classifies:
@@ -115,10 +121,14 @@ class Learner(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """The averages, and the metrics of `compile`."""
+        """The averages, and the metrics of `compile`; callbacks learn from them which figures are to grow."""
         if not self.compiled:
             return []
-        return [self._averages, *([] if self._compile_metrics is None else [self._compile_metrics])]
+        return [
+            self._averages,
+            Directions(self._averages.directions),
+            *([] if self._compile_metrics is None else [self._compile_metrics]),
+        ]
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         return self.model(self._preprocess(x, training=training), training=training)
@@ -127,8 +137,11 @@ class Learner(keras.Model):
         """Keras's `fit`.
 
         Raises:
-            ValueError: labels `y` that do not fit the model. Those in a data set are looked at by the `Trainer` alone.
+            ValueError: no `compile` before; labels `y` that do not fit the model. Those in a data set are looked at by
+                the `Trainer` alone.
         """
+        if not self.compiled:
+            raise ValueError("Learner.fit needs a loss and an optimizer: call `compile` before `fit`.")
         if y is not None and output_structure(self.model) is not None:
             with tf.device("CPU:0"):
                 arrays = any(hasattr(part, "shape") for part in keras.tree.flatten(y))

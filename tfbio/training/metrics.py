@@ -14,10 +14,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfbio.keras_internals import CompileMetrics, build_metrics, pythonify_logs
+from tfbio.keras_internals import CompileMetrics, build_metrics, directions, pythonify_logs
 from tfbio.losses import Loss
 
-__all__ = ["ACCURACY", "Metrics"]
+__all__ = ["ACCURACY", "Metrics", "checked_metrics"]
 
 #: Keras tells the kinds of accuracy apart by shapes. A loss that classifies knows what a mistake is.
 ACCURACY = ("accuracy", "acc")
@@ -44,6 +44,7 @@ class Metrics:
         #: Trackable; what a checkpoint holds of variables that are not made yet is read when they are.
         self.state = tf.train.Checkpoint()
         self.accuracy = None  # what the share of right decisions is called, if it is asked for
+        metrics = checked_metrics(metrics)
         if isinstance(metrics, (list, tuple)) and loss.classifies:
             asked = [metric for metric in metrics if isinstance(metric, str) and metric in ACCURACY]
             self.accuracy = asked[0] if asked else None
@@ -56,6 +57,12 @@ class Metrics:
     def keras_metrics(self) -> list[keras.metrics.Metric]:
         """What `Model.metrics` would hold of them."""
         return [] if self._metrics is None else [self._metrics]
+
+    @property
+    def directions(self) -> dict[str, str]:
+        """ "up" or "down" by the names of those that know which is better."""
+        own = {self.accuracy: "up"} if self.accuracy else {}
+        return own if self._metrics is None else {**own, **directions(self._metrics)}
 
     @property
     def needs_building(self) -> bool:
@@ -173,6 +180,24 @@ class Metrics:
         for metric, begin, total, *parts in zip(owners, start, whole, first, second, strict=True):
             if np.any(begin) or not np.allclose(total, sum(parts), rtol=1e-4, atol=1e-5):
                 raise _inexact(metric)
+
+
+def checked_metrics(metrics: Any) -> Any:
+    """Metrics as Keras takes them: one alone is put into a list.
+
+    Raises:
+        ValueError: a name that Keras does not know.
+    """
+    for name in keras.tree.flatten(metrics):
+        if isinstance(name, str) and name not in (*ACCURACY, "crossentropy", "ce"):  # Keras asks the loss about these
+            try:
+                keras.metrics.get(name)
+            except ValueError as error:
+                raise ValueError(
+                    f"Invalid value for `metrics`: expected metrics of Keras, as objects, names or functions, received "
+                    f"{name!r}, which names none."
+                ) from error
+    return metrics if metrics is None or isinstance(metrics, (list, tuple, dict)) else [metrics]
 
 
 def _four_rows(label: tf.Tensor) -> tf.Tensor:

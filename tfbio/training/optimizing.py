@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfbio.keras_internals import all_layers, inner_optimizers, managed_variables
+from tfbio.keras_internals import all_layers, inner_optimizers, managed_variables, step_count
 from tfbio.rules import LearningRule
 
 __all__ = ["finalize_averages", "make_optimizer", "make_optimizers", "scale_loss_of"]
@@ -60,7 +60,7 @@ def make_optimizer(
     except (ValueError, TypeError) as error:
         raise ValueError(f"Invalid value for `{argument}`: {error}") from error
     if strategy.num_replicas_in_sync > 1:
-        if not strategy.extended.variable_created_in_scope(optimizer.iterations.value):
+        if not strategy.extended.variable_created_in_scope(step_count(optimizer).value):
             raise ValueError(
                 f"Invalid value for `{argument}`: expected an optimizer made within `strategy.scope()`, received one "
                 "made outside. Make it there, or pass its name or config."

@@ -1,7 +1,7 @@
 """What users bring as data, as what feeds take: arrays and `keras.utils.PyDataset` beside `tf.data`."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfbio.data import from_arrays, randomness
+from tfbio.training.checks import check_count
 
-__all__ = ["as_source"]
+__all__ = ["as_source", "is_arrays"]
 
 #: Keras's.
 _BATCH_SIZE = 32
@@ -28,8 +29,15 @@ def as_source(data: Any, batch_size: int | None, shuffle: bool) -> Any:
     Raises:
         ValueError: arrays that differ in length; `batch_size` with what has batches already.
     """
-    if isinstance(data, (tuple, list)):
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
+    if is_arrays(data):
         return _arrays(tuple(data), batch_size or _BATCH_SIZE, shuffle)
+    if hasattr(data, "__array__") or isinstance(data, Mapping):
+        raise ValueError(
+            f"Invalid value for the data: expected (x, y) or (x, y, sample_weight), received a {type(data).__name__} "
+            "alone. Pass inputs and labels together, as in fit((x, y))."
+        )
     if batch_size is not None:
         raise ValueError(
             f"Invalid value for `batch_size`: expected None, since a {type(data).__name__} has batches already, "
@@ -38,13 +46,20 @@ def as_source(data: Any, batch_size: int | None, shuffle: bool) -> Any:
     return _py_dataset(data) if isinstance(data, keras.utils.PyDataset) else data
 
 
+def is_arrays(data: Any) -> bool:
+    """Whether data are arrays, which have no batches yet."""
+    return isinstance(data, (tuple, list))
+
+
 def _arrays(data: tuple, batch_size: int, shuffle: bool) -> Any:
+    if len(data) == 3 and data[2] is None:
+        data = data[:2]
     if len(data) not in (2, 3):
         raise ValueError(
             f"Invalid value for the data: expected arrays (x, y) or (x, y, sample_weight), received {len(data)} of "
             "them. Several inputs are nested: ((first, second), y)."
         )
-    arrays = tf.nest.map_structure(np.asarray, data)
+    arrays = tuple(map(_as_arrays, data))
     lengths = {len(array) if array.ndim else 0 for array in tf.nest.flatten(arrays)}
     if len(lengths) != 1 or lengths == {0}:
         raise ValueError(
@@ -63,6 +78,16 @@ def _arrays(data: tuple, batch_size: int, shuffle: bool) -> Any:
         return rows.map(lambda rows: tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), tensors))
 
     return batches
+
+
+def _as_arrays(part: Any) -> Any:
+    """Arrays, nested as they are; a list of numbers, or of lists of them, is one array."""
+    if isinstance(part, list) and part and all(map(np.isscalar, tf.nest.flatten(part))):
+        array = np.asarray(part)
+        return array.astype(keras.config.floatx()) if array.dtype == np.float64 else array
+    if isinstance(part, Mapping):
+        return {name: _as_arrays(inner) for name, inner in part.items()}
+    return type(part)(map(_as_arrays, part)) if type(part) in (list, tuple) else tf.nest.map_structure(np.asarray, part)
 
 
 def _py_dataset(data: keras.utils.PyDataset) -> Any:

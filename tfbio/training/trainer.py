@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfbio import rules
-from tfbio.training.callbacks import CallbackModel, Progress
+from tfbio.keras_internals import Directions, supports_jit
+from tfbio.training.callbacks import CallbackModel, Progress, as_list
 from tfbio.training.checkpoints import Checkpoints
-from tfbio.training.checks import check_batch, check_no_collectives, check_scope, check_seeds
+from tfbio.training.checks import check_batch, check_count, check_no_collectives, check_scope, check_seeds, data_in_one
 from tfbio.training.evaluation import Evaluator, prediction_feed
 from tfbio.training.feeds import make_feed
 from tfbio.training.fitting import Fitting
@@ -21,7 +22,7 @@ from tfbio.training.loops import NO_STRATEGY, TrainingLoop
 from tfbio.training.metrics import Metrics
 from tfbio.training.optimizing import finalize_averages, make_optimizers
 from tfbio.training.preprocessing import Preprocessing
-from tfbio.training.sources import as_source
+from tfbio.training.sources import as_source, is_arrays
 from tfbio.training.state import TrainingState
 from tfbio.training.updater import Updater
 from tfbio.training.workers import Workers
@@ -40,7 +41,8 @@ class Trainer:
             averages in the model, and a further `fit` of the same trainer starts there; checkpoints hold the weights.
         loss: whatever `tfbio.losses.get` takes: a loss of tfbio's or Keras's, or one for each output.
         strategy: a `tf.distribute.Strategy`; None for the current one.
-        jit_compile: compile with XLA: `True`, `False`, or `"auto"`: without a strategy.
+        jit_compile: compile with XLA: `True`, `False`, or `"auto"`: without a strategy, if all
+            layers support it.
         feedback_optimizer: for feedback variables that learn, if the rule has any; None for `optimizer` itself, or, for
             a rule whose forward and feedback variables do not take all their steps together, for another one with the
             same settings.
@@ -82,10 +84,7 @@ class Trainer:
             raise ValueError(
                 f"Invalid value for `steps_per_loop`: expected 'auto' or a positive int, received {steps_per_loop!r}."
             )
-        if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
-            raise ValueError(
-                f"Invalid value for `accumulation_steps`: expected a positive int, received {accumulation_steps!r}."
-            )
+        check_count("accumulation_steps", accumulation_steps)
         self.model = model
         self.rule = rules.get(rule)
         self.strategy = strategy or tf.distribute.get_strategy()
@@ -94,9 +93,7 @@ class Trainer:
         self._steps_per_loop = steps_per_loop
         check_scope(model, self.strategy)
         alone = isinstance(self.strategy, NO_STRATEGY)
-        if jit_compile == "auto":
-            jit_compile = alone
-        if jit_compile and not alone:
+        if jit_compile is True and not alone:
             check_no_collectives(model, "jit_compile", jit_compile)
         if accumulation_steps > 1 and not alone:
             check_no_collectives(model, "accumulation_steps", accumulation_steps)
@@ -114,6 +111,9 @@ class Trainer:
             self.step = self.rule.step
             self._preprocess = Preprocessing(preprocessing)
             check_seeds(self._preprocess, self.strategy)
+            if jit_compile == "auto":
+                jit_compile = alone and supports_jit(model) and supports_jit(self._preprocess)
+            self._compiled = jit_compile
             self._metrics = Metrics(metrics, self.loss, model, self.strategy, accumulation_steps)
             self._evaluator = Evaluator(model, self.loss, self._metrics, self.strategy, jit_compile, self._preprocess)
             self._state = TrainingState(self.rule, self._optimizers, self._metrics, self._preprocess, self.strategy)
@@ -134,6 +134,7 @@ class Trainer:
         """Goes back to the newest readable checkpoint; returns the step it stands at (0 without any)."""
         return self._state.restore(checkpoints)
 
+    @data_in_one
     def fit(
         self,
         data: Any,
@@ -171,19 +172,28 @@ class Trainer:
             NonFiniteLoss: the loss became infinite or NaN, or weights that were to be saved.
             TrainingInterrupted: a signal came, and `checkpoints` holds the state.
         """
-        if self._trained is None or self._trained[0] is not data or self._trained[1] != (steps_per_epoch, batch_size):
-            feed = self._feed(data, steps_per_epoch, batch_size, shuffle=True)
-            self._trained = (data, (steps_per_epoch, batch_size), feed)
-        feed = self._trained[2]
-        callbacks = keras.tree.flatten(list(callbacks))
-        stops = [part.every_steps for part in (checkpoints, *callbacks) if getattr(part, "every_steps", None)]
+        check_count("epochs", epochs, least=0)
         if validation_data is None or not isinstance(validation_data, Mapping):
             validation_data = {} if validation_data is None else {"val": validation_data}
+        given = [data, *validation_data.values()]
+        sizes = [batch_size if is_arrays(part) or not any(map(is_arrays, given)) else None for part in given]
+        if self._trained is None or self._trained[0] is not data or self._trained[1] != (steps_per_epoch, batch_size):
+            feed = self._feed(data, steps_per_epoch, sizes[0], shuffle=True)
+            self._trained = (data, (steps_per_epoch, batch_size), feed)
+        feed = self._trained[2]
+        callbacks = keras.tree.flatten(as_list(callbacks))
+        stops = [part.every_steps for part in (checkpoints, *callbacks) if getattr(part, "every_steps", None)]
         # Refused before the first step, not after the first epoch, if they do not fit.
-        splits = {name: self._feed(split, None, batch_size) for name, split in validation_data.items()}
+        items = zip(validation_data.items(), sizes[1:], strict=True)
+        splits = {name: self._feed(split, None, size) for (name, split), size in items}
         progress = [Progress()] if verbose and self.workers.chief else []
         hooks = self._hooks(
-            [*callbacks, *progress], add_history=True, epochs=epochs, steps=feed.steps_per_epoch, verbose=int(verbose)
+            [*callbacks, *progress],
+            ["", *(f"{name}_" for name in splits)],
+            add_history=True,
+            epochs=epochs,
+            steps=feed.steps_per_epoch,
+            verbose=int(verbose),
         )
         hooks.on_train_begin()
         self._state.callbacks.begin(callbacks)
@@ -207,6 +217,7 @@ class Trainer:
         hooks.on_train_end()
         return next(c for c in hooks.callbacks if isinstance(c, keras.callbacks.History))
 
+    @data_in_one
     def evaluate(
         self,
         data: Any,
@@ -270,11 +281,18 @@ class Trainer:
 
     def _feed(self, data: Any, steps: int | None, batch_size: int | None = None, shuffle: bool = False) -> Any:
         """The feed for `steps` batches of `data`, which fit the model. Nothing is kept of them."""
+        if steps is not None:
+            check_count("steps", steps)
         feed = make_feed(as_source(data, batch_size, shuffle), self.strategy, steps)
         with contextlib.suppress(TypeError):  # lists and tuples have no weak references
             if data in self._checked and not self._metrics.needs_building:
                 return feed
         x, y = feed.example()
+        if self._compiled and any(part.dtype == tf.string for part in tf.nest.flatten((x, y))):
+            raise ValueError(
+                "Invalid value for `jit_compile`: expected False for data that are strings, which XLA does not know, "
+                "received True, or 'auto' with layers that all support it. Pass jit_compile=False."
+            )
         x = self._preprocess(x, training=False)
         check_batch(self.model, self.loss, x, y)
         if self._metrics.needs_building:
@@ -283,6 +301,9 @@ class Trainer:
             self._checked.add(data)
         return feed
 
-    def _hooks(self, callbacks: Iterable[keras.callbacks.Callback], **options) -> keras.callbacks.CallbackList:
-        model = CallbackModel(self.model, self.optimizer, self._metrics.keras_metrics)
-        return keras.callbacks.CallbackList(list(callbacks), model=model, **options)
+    def _hooks(
+        self, callbacks: Iterable[keras.callbacks.Callback], prefixes: Iterable[str] = ("",), **options
+    ) -> keras.callbacks.CallbackList:
+        known = {f"{prefix}{name}": way for name, way in self._evaluator.directions.items() for prefix in prefixes}
+        model = CallbackModel(self.model, self.optimizer, [*self._metrics.keras_metrics, Directions(known)])
+        return keras.callbacks.CallbackList(as_list(callbacks), model=model, **options)

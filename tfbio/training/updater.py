@@ -21,7 +21,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfbio.keras_internals import apply_reduced, decays, optimizer_of
+from tfbio.keras_internals import apply_reduced, decays, optimizer_of, step_count
 from tfbio.rules import LearningRule
 from tfbio.training.replicas import sum_over_replicas
 
@@ -69,7 +69,7 @@ class Updater:
         """
         gradients, scalars = sum_over_replicas((gradients, list(scalars)))
         followers = self._rule.followers if "forward" in gradients else []
-        gaps, steps = self._remaining_gaps(followers), self._optimizer.iterations.value
+        gaps, steps = self._remaining_gaps(followers), step_count(self._optimizer)
         gradients, gaps, steps = _read_before_writing((gradients, gaps, tf.convert_to_tensor(steps)))
         for optimizer, own, variables in self._shares(gradients):
             apply_reduced(optimizer, own, variables)
@@ -117,7 +117,7 @@ class Updater:
             if decays(inner, w):
                 decayed = gap * tf.cast(inner.weight_decay, gap.dtype) * tf.cast(inner.learning_rate, gap.dtype)
                 if every := inner.gradient_accumulation_steps:
-                    decayed *= tf.cast((tf.convert_to_tensor(inner.iterations) + 1) % every == 0, gap.dtype)
+                    decayed *= tf.cast((tf.convert_to_tensor(step_count(inner)) + 1) % every == 0, gap.dtype)
                 gap -= decayed
             gaps.append(gap)
         return gaps
@@ -130,7 +130,7 @@ class Updater:
         for (b, w), gap in zip(followers, gaps, strict=True):
             value = tf.convert_to_tensor(w) - gap
             if scales:
-                taken = tf.convert_to_tensor(self._optimizer.iterations) > steps
+                taken = tf.convert_to_tensor(step_count(self._optimizer)) > steps
                 value = tf.where(taken, value, tf.convert_to_tensor(b))
             b.assign(value)
 
