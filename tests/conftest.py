@@ -10,7 +10,7 @@ import keras  # reads the log level when it is imported
 import pytest
 import tensorflow as tf
 
-import tfbio  # noqa: F401  imported for what follows
+from tfbio.training import strategies  # which imports all of tfbio, for what follows
 
 # For tests of replicas. What names no device is on the first, as it would be on a single one.
 tf.config.set_logical_device_configuration(
@@ -42,7 +42,7 @@ def float64(_clean_keras):
 @pytest.fixture(scope="session")
 def two_replicas():
     """The one strategy of several replicas: those of a second one would meet under the same keys as these."""
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return strategies.make_strategy("mirrored")
 
 
 @pytest.fixture(autouse=True, scope="module")

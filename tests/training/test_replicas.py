@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfbio
 from tfbio.training import Checkpoints
+from tfbio.training.strategies import make_strategy
 
 ONE = tf.distribute.get_strategy()
 # Rules whose defaults would leave a part of them untried.
@@ -97,6 +98,11 @@ def assert_equal_replicas(trainer, strategy):
         replicas = [value.numpy() for value in strategy.experimental_local_results(variable.value)]
         assert len(replicas) == 2, variable.path
         np.testing.assert_array_equal(replicas[0], replicas[1], err_msg=variable.path)
+
+
+def test_strategies_of_the_same_devices_are_one(two_replicas):
+    """Synchronised layers of a second strategy would meet those of the first one, whatever their shapes."""
+    assert make_strategy("mirrored") is two_replicas
 
 
 @pytest.mark.parametrize("rule", ["bp", "kp"])

@@ -39,7 +39,7 @@ def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
         kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
         devices = [device.name for device in tf.config.list_logical_devices(kind)]
         # A single replica has nobody to meet, and XLA can compile whole steps where there is no strategy.
-        return tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
+        return _mirrored(*devices) if len(devices) > 1 else tf.distribute.get_strategy()
     if name == "multi_worker":
         return _multi_worker()
     if name == "tpu":
@@ -73,6 +73,11 @@ def is_there(name: str, tpu: str = "") -> bool:
         except ValueError:
             return False
     return True
+
+
+@functools.cache  # collectives of a second strategy would meet those of the first one under the same keys
+def _mirrored(*devices: str) -> tf.distribute.Strategy:
+    return tf.distribute.MirroredStrategy(list(devices))
 
 
 def _tpu(address: str) -> tf.distribute.Strategy:
