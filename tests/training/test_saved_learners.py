@@ -15,10 +15,8 @@ def learner(rule):
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(3)])
     made = tfbio.Learner(model, rule, preprocessing=keras.layers.Rescaling(0.5))
-    made.compile(
-        keras.optimizers.Adam(0.05), "softmax_cross_entropy", ["accuracy", "sparse_categorical_crossentropy"],
-        jit_compile=False,
-    )  # fmt: skip
+    metrics = ["accuracy", "sparse_categorical_crossentropy"]
+    made.compile(keras.optimizers.Adam(0.05), "softmax_cross_entropy", metrics=metrics, jit_compile=False)
     return made
 
 

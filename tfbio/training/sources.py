@@ -35,8 +35,8 @@ def as_source(data: Any, batch_size: int | None, shuffle: bool) -> Any:
         return _arrays(tuple(data), batch_size or _BATCH_SIZE, shuffle)
     if hasattr(data, "__array__") or isinstance(data, Mapping):
         raise ValueError(
-            f"Invalid value for the data: expected (x, y) or (x, y, sample_weight), received a {type(data).__name__} "
-            "alone. Pass inputs and labels together, as in fit((x, y))."
+            f"Invalid value for the data: expected a tf.data.Dataset of batches, or arrays (x, y) or (x, y, "
+            f"sample_weight), received a {type(data).__name__} alone. Pass inputs and labels together: fit((x, y))."
         )
     if batch_size is not None:
         raise ValueError(
