@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfbio
 from tfbio.experiments import config
@@ -46,8 +47,9 @@ def _small_resnet(weights, classes, classifier_activation, input_shape):
 
 
 @pytest.mark.parametrize("number", range(len(_SNIPPETS)))
-def test_snippet_runs(number, tmp_path, monkeypatch):
+def test_snippet_runs(number, tmp_path, monkeypatch, two_replicas):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda: two_replicas)  # a second one would clash with it
     monkeypatch.setattr(tfbio.data, "load", _little(tfbio.data.load))
     monkeypatch.setattr(keras.applications, "ResNet50", _small_resnet)
     namespace = {"__name__": "readme"}

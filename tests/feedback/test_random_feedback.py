@@ -65,7 +65,7 @@ def test_a_separable_convolution_s_kernels_and_its_neighbours_draw_apart():
     layers = [keras.layers.SeparableConv2D(9, 1, depth_multiplier=1) for _ in range(3)]
     model = keras.Sequential([keras.Input((4, 4, 9)), *layers])
     wrapped = tfbio.with_feedback(model, Random("random_normal", seed=0), "same")
-    draws = [np.asarray(b).ravel()[:9] for layer in wrapped.layers for _, b in layer.pairs]
+    draws = [np.asarray(b).ravel()[:9] for layer in wrapped.feedback_layers for _, b in layer.pairs]
     assert len({b.tobytes() for b in draws}) == 6
 
 

@@ -244,7 +244,8 @@ def test_masks_of_keras_pass_through_cuts():
     class Tokens(keras.Model):
         def __init__(self):
             super().__init__()
-            self.embedding, self.hidden = L.Embedding(10, 4, mask_zero=True), L.Dense(4, "tanh", name="hidden")
+            self.embedding = L.Embedding(10, 4, mask_zero=True, name="embedding")
+            self.hidden = L.Dense(4, "tanh", name="hidden")
             self.pool, self.head = L.GlobalAveragePooling1D(), L.Dense(3)
 
         def call(self, x):
