@@ -17,6 +17,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
+gc.set_threshold(20_000, 10, 10)  # graphs are made of many objects; `_let_go` collects what is large
 gc.freeze()  # what was imported stays: a collection need not go through it, a quarter of a second each time
 
 # A shell starts what it runs in the background with SIGINT ignored, and Python and its children leave it so.

@@ -159,7 +159,8 @@ def rules() -> list[type]:
 def layers() -> list[type]:
     """Keras's weighted layers and the package's own."""
     own = [layer for layer in public(tfbio.layers, keras.layers.Layer) if layer is not tfbio.layers.Feedback]
-    known = {cls for cls, traits in registered().items() if traits.kernels and cls not in own}
+    stock = {cls: traits for cls, traits in registered().items() if cls.__module__.startswith("keras.")}
+    known = {cls for cls, traits in stock.items() if traits.kernels}
     return [*sorted(known, key=lambda cls: cls.__name__), *own]
 
 

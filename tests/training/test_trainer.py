@@ -183,7 +183,7 @@ def test_each_number_of_steps_is_a_figure_of_its_own(endless):
 @pytest.mark.parametrize("steps", [0, 4])
 def test_steps_beyond_an_epoch_are_refused(steps):
     for data in (tfbio.data.from_arrays(*arrays(48), 16), tf.data.Dataset.from_tensor_slices(arrays(48)).batch(16)):
-        with pytest.raises(ValueError, match=f"number of steps: expected from 1 to 3, .* received {steps}"):
+        with pytest.raises(ValueError, match=f"steps.*: expected .*1.* received {steps}"):
             trainer_for().fit(data, steps_per_epoch=steps, verbose=False)
 
 
