@@ -225,10 +225,10 @@ def test_a_network_with_feedback_is_saved_and_loaded(tmp_path):
     model = keras.Sequential(
         [keras.Input((5,)), keras.layers.Dense(4, "tanh", name="a"), keras.layers.Dense(3, name="b")]
     )
-    network = tfbio.with_feedback(model, "random", "same")
+    network = tfbio.with_feedback(model, "random", "same", output_layers=[keras.layers.Dense])
     network.save(tmp_path / "network.keras")
     loaded = keras.saving.load_model(tmp_path / "network.keras")
-    assert loaded.last_layer == "same"
+    assert loaded.last_layer == "same" and loaded.output_layers == ("Dense",)
     for mine, theirs in zip(network.feedback_layers, loaded.feedback_layers, strict=True):
         for expected, actual in zip(mine.pairs, theirs.pairs, strict=True):
             np.testing.assert_array_equal(expected[0], actual[0])

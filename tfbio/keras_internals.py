@@ -38,6 +38,7 @@ __all__ = [
     "replaced_call",
     "step_count",
     "supports_jit",
+    "with_mask",
 ]
 
 # Layers and models
@@ -104,6 +105,13 @@ def loss_arguments(loss: keras.losses.Loss) -> dict[str, Any]:
 def mask(tensor: Any) -> Any:
     """The mask that Keras's layers have put on their output `tensor`; None without any."""
     return getattr(tensor, "_keras_mask", None)
+
+
+def with_mask(tensor: tf.Tensor, own: Any) -> tf.Tensor:
+    """`tensor`, with a mask that `mask` returned."""
+    if own is not None:
+        tensor._keras_mask = own
+    return tensor
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from tfbio.feedback import Symmetric
 from tfbio.layers import Feedback
 from tfbio.layers.recurrent_feedback import RecurrentFeedback, without_fused_kernels
 from tfbio.network.instrumented import instrumented, walk
-from tfbio.network.treatable import Treatable, is_floating, is_recurrent
+from tfbio.network.treatable import Treatable, is_floating, is_recurrent, plain_patterns
 from tfbio.serialization import register
 
 __all__ = ["FeedbackModel", "with_feedback"]
@@ -93,8 +93,8 @@ class FeedbackModel(keras.Model):
             "model": plain(self.model),
             "feedback": plain(self.feedback),
             "last_layer": self.last_layer if self.last_layer == "same" else plain(self.last_layer),
-            "allow_backpropagation": [p.__name__ if isinstance(p, type) else p for p in self.allow_backpropagation],
-            "output_layers": self.output_layers,
+            "allow_backpropagation": plain_patterns(self.allow_backpropagation),
+            "output_layers": plain_patterns(self.output_layers),
         }
 
     @classmethod

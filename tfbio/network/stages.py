@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfbio.keras_internals import call_losses
+from tfbio.keras_internals import call_losses, mask, with_mask
 from tfbio.layers import is_exact
 from tfbio.layers.traits import traits
 from tfbio.network.graph import Node, check_graph, inlined, nodes, numbered, submodel
@@ -104,10 +104,7 @@ def run(stages: Sequence[keras.Model], x: Any, enter: Callable | None = None, tr
 
 def stop_gradient(h: tf.Tensor) -> tf.Tensor:
     """`h` as a constant, with its Keras mask if it has one."""
-    constant, mask = tf.stop_gradient(h), getattr(h, "_keras_mask", None)
-    if mask is not None:
-        constant._keras_mask = mask
-    return constant
+    return with_mask(tf.stop_gradient(h), mask(h))
 
 
 @dataclass(frozen=True)

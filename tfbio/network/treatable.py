@@ -14,7 +14,7 @@ from tfbio.layers.traits import is_exact, is_known_affine, is_weighted, kernels,
 from tfbio.network.instrumented import CALL, Call, Trace, trace, walk
 from tfbio.network.probes import is_affine, mixes_inputs, own_weights
 
-__all__ = ["Treatable", "is_floating", "is_recurrent", "matching", "output_layers"]
+__all__ = ["Treatable", "is_floating", "is_recurrent", "matching", "output_layers", "plain_patterns"]
 
 
 def matching(path: str, layers: Sequence[keras.layers.Layer], patterns: Iterable[Any]) -> set[Any]:
@@ -35,6 +35,11 @@ def matching(path: str, layers: Sequence[keras.layers.Layer], patterns: Iterable
             elif any(fnmatch.fnmatchcase(name, pattern) for name in names):
                 found.add(pattern)
     return found
+
+
+def plain_patterns(patterns: Iterable[Any] | None) -> tuple[str, ...] | None:
+    """Patterns as plain data: classes by their names. None stays None."""
+    return patterns and tuple(each.__name__ if isinstance(each, type) else each for each in patterns)
 
 
 class Treatable:
@@ -70,9 +75,10 @@ class Treatable:
         reached = {id(call.layer) for call in self.trace.calls if _takes_errors(call)}
         self._weighted = [layer for layer in called if is_weighted(layer) and id(layer) in reached]
         exempt = self._meant(allowed, "allow_backpropagation")
-        refused = {}
-        for path in _used_elsewhere(model, self.trace, exempt | wrapped):
-            refused[path] = "has weights that are used otherwise than by calling it"
+        refused = dict.fromkeys(
+            _used_elsewhere(model, self.trace, exempt | wrapped),
+            "has weights that are used otherwise than by calling it",
+        )
         for layer in called:
             if id(layer) not in exempt and (reason := self._objection(layer)):
                 path, place = self._named(layer)
@@ -174,6 +180,9 @@ def _used_elsewhere(model: keras.Model, known: Trace, exempt: set[int]) -> list[
 
     Feedback has no hold of these. Such are `matmul(x, layer.kernel)`, a kernel tied by `transpose`, weights that the
     model itself holds, and all that a tf.function of the user's own calls.
+
+    Raises:
+        ValueError: the last two, which no name of a layer allows.
     """
     owners = {id(w): ("", model) for w in model.weights}
     for path, layers in walk(model):
@@ -190,13 +199,22 @@ def _used_elsewhere(model: keras.Model, known: Trace, exempt: set[int]) -> list[
         if product and on_activations:
             found.update(dict.fromkeys(sorted(of_weights)))
         if "PartitionedCall" in op.type and any(tensor.dtype == tf.resource for tensor in inputs):
-            found["a tf.function within it"] = None  # traced before, with the variables themselves
+            raise ValueError(  # traced before, with the variables themselves
+                f"Invalid value for `model`: expected layers whose calls can be seen, received {model.name!r}, which "
+                "calls some in a tf.function within it. Remove the tf.function: whoever trains makes a graph of the "
+                "whole step."
+            )
         for output in op.outputs:
             if on_activations:
                 active.add(id(output))
             elif of_weights:
                 sources[id(output)] = of_weights
-    return [path or f"{model.name} itself" for path in found]
+    if "" in found:
+        raise ValueError(
+            f"Invalid value for `model`: expected kernels that belong to layers, received {model.name!r}, which itself "
+            "has weights that are used otherwise than by calling a layer. Put them into a layer of their own."
+        )
+    return list(found)
 
 
 def is_recurrent(layer: keras.layers.Layer) -> bool:

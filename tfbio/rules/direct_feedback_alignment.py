@@ -29,6 +29,7 @@ from tfbio.feedback.projections import STORAGES, make_projections, project_all
 from tfbio.layers import is_weighted
 from tfbio.network.blocks import Blocks, Chain, cut
 from tfbio.network.instrumented import walk
+from tfbio.network.treatable import plain_patterns
 from tfbio.rules.base import Batch, LearningRule, Update, regularization, weighted_loss
 from tfbio.serialization import register
 
@@ -253,8 +254,11 @@ class DirectFeedbackAlignment(LearningRule):
     def get_config(self) -> dict[str, Any]:
         initializer = self.initializer and keras.initializers.serialize(self.initializer)
         names = ("scale", "seed", "cuts", "error", "storage")
-        blocks = self.blocks and tuple(each.__name__ if isinstance(each, type) else each for each in self.blocks)
-        return {"initializer": initializer, **{name: getattr(self, name) for name in names}, "blocks": blocks}
+        return {
+            "initializer": initializer,
+            **{name: getattr(self, name) for name in names},
+            "blocks": plain_patterns(self.blocks),
+        }
 
 
 @register

@@ -26,6 +26,7 @@ import tensorflow as tf
 
 from tfbio import feedback as feedback_weights
 from tfbio.network import with_feedback
+from tfbio.network.treatable import plain_patterns
 from tfbio.rules.backpropagation import Backpropagation
 from tfbio.serialization import register
 
@@ -94,14 +95,9 @@ class FeedbackRule(Backpropagation):
         return {
             **({"feedback": _plain(self.feedback)} if takes_feedback else {}),
             "last_layer": _plain(self.last_layer),
-            "allow_backpropagation": _names(self.allow_backpropagation),
-            "output_layers": self.output_layers and _names(self.output_layers),
+            "allow_backpropagation": plain_patterns(self.allow_backpropagation),
+            "output_layers": plain_patterns(self.output_layers),
         }
-
-
-def _names(patterns: tuple) -> tuple[str, ...]:
-    """Patterns as plain data: classes by their names."""
-    return tuple(pattern.__name__ if isinstance(pattern, type) else pattern for pattern in patterns)
 
 
 def _plain(identifier: Any) -> Any:

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from tfbio.feedback.bits import stateless_normal
+from tfbio.keras_internals import mask
 from tfbio.network import inverses
 from tfbio.network.graph import check_graph, check_one_output
 from tfbio.network.stages import run, stages
@@ -103,7 +104,7 @@ class LearnedInverses(LearningRule):
                 f"{self.model.name!r}, which is a single one: there is no target to propagate."
             )
         for stage in self.stages[:-1]:
-            if getattr(stage.outputs[0], "_keras_mask", None) is not None:
+            if mask(stage.outputs[0]) is not None:
                 raise ValueError(
                     f"Invalid value for `model`: expected stages without masks between them, because targets have "
                     f"none; received one behind {stage.name!r}. Leave out mask_zero=True and Masking layers."
