@@ -54,7 +54,7 @@ class RecurrentFeedback(Feedback):
         gated = isinstance(cell, keras.layers.GRUCell)  # its state goes on past its kernel too
         if gated:
             backward_h -= tf.cast(forward[1], inputs.dtype)
-        zero = tf.zeros_like(tf.matmul(inputs, tf.cast(forward[0], inputs.dtype)))
+        zero = tf.zeros([tf.shape(inputs)[0], forward[0].shape[1]], inputs.dtype)
 
         def vjp_x(dz: tf.Tensor) -> list[tf.Tensor]:
             return [tf.matmul(dz, backward_x, transpose_b=True)]

@@ -50,10 +50,7 @@ class CanonicalLoss(Loss):
         shape = tuple(y.shape)
         if output_shape[-1] == 1 and len(shape) == len(output_shape) - 1:
             shape = (*shape, 1)  # one unit takes labels (batch,)
-        fits = len(shape) == len(output_shape) and all(
-            expected in (None, received) for expected, received in zip(output_shape[1:], shape[1:], strict=True)
-        )
-        if not fits:
+        if not tf.TensorShape([None, *output_shape[1:]]).is_compatible_with(shape):
             raise ValueError(
                 f"Invalid value for `y`: {type(self).__name__} expected labels of shape (batch, "
                 f"{', '.join(map(str, output_shape[1:]))}), one number for each output, received shape "

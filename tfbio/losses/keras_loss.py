@@ -133,10 +133,7 @@ class KerasLoss(Loss):
         received = (*y.shape, 1) if len(y.shape) == len(expected) - 1 and expected[-1] == 1 else tuple(y.shape)
         if len(received) == len(expected) + 1 and received[-1] == 1:
             received = received[:-1]
-        fits = len(received) == len(expected) and all(
-            size in (None, own) for size, own in zip(expected[1:], received[1:], strict=True)
-        )
-        if not fits:
+        if not tf.TensorShape([None, *expected[1:]]).is_compatible_with(received):
             raise ValueError(
                 f"Invalid value for `y`: {self.described()} expected labels of shape (batch, "
                 f"{', '.join(map(str, expected[1:]))}), received shape {tuple(y.shape)}."

@@ -158,10 +158,7 @@ def check_batch(model: keras.Model, loss: Loss, x: Any, y: Any) -> None:
     expected = getattr(model, "input_shape", None)
     received = tuple(x.shape) if isinstance(x, tf.Tensor) else None
     if isinstance(expected, tuple) and received is not None:
-        fits = len(expected) == len(received) and all(
-            e in (None, r) for e, r in zip(expected[1:], received[1:], strict=True)
-        )
-        if not fits:
+        if not tf.TensorShape([None, *expected[1:]]).is_compatible_with(received):
             raise ValueError(
                 f"Invalid value for the data: {model.name!r} expected inputs of shape {expected}, received a batch of "
                 f"shape {received}."
